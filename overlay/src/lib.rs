@@ -1,0 +1,1 @@
+//! Bases and deltas of VM state as pure bytes.

@@ -1,0 +1,1 @@
+//! The container of machine state and files that appear whole or not at all.

@@ -1,0 +1,1 @@
+//! One VM in one process.
