@@ -1,1 +1,4 @@
 //! One VM in one process.
+
+pub mod bus;
+pub mod devices;
