@@ -1,1 +1,12 @@
-//! Harness for end-to-end suites and benches.
+//! The harness: temporary hosts that run the built program as a user would, the runner of the
+//! end-to-end suite with its cases, and what the benches share.
+//!
+//! Nothing in here is part of the product. A case talks to the product only through its command
+//! line, its files and its sockets; what a crate can show about itself is a unit test over there.
+
+pub mod bench;
+pub mod cases;
+pub mod failure;
+pub mod host;
+pub mod process;
+pub mod runner;

@@ -1,0 +1,62 @@
+//! The benches as a program: `bench NAME... [--json]`, where NAME may be `all`.
+
+use std::process::ExitCode;
+
+use cloudlet_tests::bench::{BENCHES, Bench, Sheet};
+
+fn main() -> ExitCode {
+    let mut json = false;
+    let mut names = Vec::new();
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--json" => json = true,
+            "--help" | "-h" => {
+                println!("{}", usage());
+                return ExitCode::SUCCESS;
+            }
+            _ => names.push(argument),
+        }
+    }
+    let benches = match pick(&names) {
+        Ok(benches) => benches,
+        Err(message) => {
+            eprintln!("bench: {message}\n\n{}", usage());
+            return ExitCode::from(2);
+        }
+    };
+    let mut sheet = Sheet::new(json);
+    let mut code = ExitCode::SUCCESS;
+    for bench in benches {
+        if let Err(failure) = (bench.run)(&mut sheet) {
+            eprintln!("bench {}: {failure}", bench.name);
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
+}
+
+fn pick(names: &[String]) -> Result<Vec<&'static Bench>, String> {
+    if names.is_empty() {
+        return Err("no bench named".to_owned());
+    }
+    if names.iter().any(|name| name == "all") {
+        return Ok(BENCHES.iter().collect());
+    }
+    let find = |name: &String| {
+        let found = BENCHES.iter().find(|bench| bench.name == name);
+        found.ok_or_else(|| format!("no bench {name:?}"))
+    };
+    names.iter().map(find).collect()
+}
+
+fn usage() -> String {
+    let mut text = "bench NAME... [--json]\n\nBenches (or all of them: all):\n".to_owned();
+    for bench in BENCHES {
+        text.push_str(&format!("  {:<10} {}\n", bench.name, bench.about));
+    }
+    text.push_str(
+        "\nWith --json, one object a figure on a line of its own. FIRECRACKER=PATH runs\n",
+    );
+    text.push_str("Firecracker beside `start` and `restore`.");
+    text
+}

@@ -1,0 +1,124 @@
+//! The end-to-end suite as a program: runs the built `cloudlet` as a user would.
+//!
+//!     suite [--lane 1|2] [--json] [PATTERN...]     run all cases, or those with PATTERN in their name
+//!     suite --list                                 name them
+//!
+//! A line for each case, totals at the end, exit code 1 if any failed, 2 for a wrong call.
+
+use std::process::ExitCode;
+
+use cloudlet_tests::cases::{self, Case};
+use cloudlet_tests::failure::{Failure, Outcome};
+use cloudlet_tests::host::Lane;
+use cloudlet_tests::process;
+use cloudlet_tests::runner::{self, Verdict};
+
+struct Options {
+    lane: Lane,
+    json: bool,
+    list: bool,
+    help: bool,
+    one: Option<String>,
+    patterns: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let options = match parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(message) => {
+            eprintln!("suite: {message}");
+            return ExitCode::from(2);
+        }
+    };
+    if options.help {
+        println!(
+            "suite [--lane 1|2] [--json] [PATTERN...]\n\
+             suite --list\n\n\
+             Runs the end-to-end cases, all or those with a PATTERN in their name, against\n\
+             CLOUDLET_BIN or the cloudlet beside this program."
+        );
+        return ExitCode::SUCCESS;
+    }
+    if options.list {
+        cases::all()
+            .iter()
+            .for_each(|case| println!("{}", case.name));
+        return ExitCode::SUCCESS;
+    }
+    let result = match &options.one {
+        Some(name) => run_one(name, options.lane).map(|()| true),
+        None => run_all(&options),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::from(if options.one.is_some() { 1 } else { 2 })
+        }
+    }
+}
+
+fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
+    let mut options = Options {
+        lane: Lane::One,
+        json: false,
+        list: false,
+        help: false,
+        one: None,
+        patterns: Vec::new(),
+    };
+    let mut arguments = arguments;
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--lane" => {
+                options.lane = match arguments.next().as_deref() {
+                    Some("1") => Lane::One,
+                    Some("2") => Lane::Two,
+                    _ => return Err("--lane takes 1 or 2".to_owned()),
+                }
+            }
+            "--json" => options.json = true,
+            "--list" => options.list = true,
+            "--help" | "-h" => options.help = true,
+            "--one" => options.one = Some(arguments.next().ok_or("--one takes a name")?),
+            flag if flag.starts_with('-') => return Err(format!("unknown option {flag}")),
+            _ => options.patterns.push(argument),
+        }
+    }
+    Ok(options)
+}
+
+/// What the child process of a run does: one case, here.
+fn run_one(name: &str, lane: Lane) -> Outcome {
+    let case: Option<Case> = cases::all().into_iter().find(|case| case.name == name);
+    runner::run_here(
+        &case.ok_or_else(|| Failure::new(format!("no case {name}")))?,
+        lane,
+    )
+}
+
+/// Runs the cases that were asked for; whether none failed.
+fn run_all(options: &Options) -> Outcome<bool> {
+    process::adopt_orphans()?;
+    let (mut passed, mut failed, mut skipped) = (0_u32, 0_u32, 0_u32);
+    for case in runner::select(cases::all(), &options.patterns)? {
+        let lane = options.lane.number().to_string();
+        let arguments = ["--lane", &lane, "--one", case.name].map(str::to_owned);
+        let report = runner::run_case(&case, options.lane, &arguments);
+        match report.verdict {
+            Verdict::Pass => passed += 1,
+            Verdict::Fail => failed += 1,
+            Verdict::Skip => skipped += 1,
+        }
+        if options.json {
+            println!("{}", serde_json::to_string(&report)?);
+        } else {
+            println!("{}", report.line());
+        }
+    }
+    if !options.json {
+        println!("suite: {passed} passed, {failed} failed, {skipped} skipped");
+    }
+    Ok(failed == 0)
+}

@@ -1,0 +1,100 @@
+//! The end-to-end cases: what each is called, what it needs, and the function that it is. A case
+//! gets an empty [`Host`] and fails by returning a [`Failure`](crate::failure::Failure).
+
+use std::time::Duration;
+
+use crate::failure::Outcome;
+use crate::host::{Host, Lane};
+
+mod cli;
+
+/// One end-to-end test.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// Its name, unique, `area_what_holds`.
+    pub name: &'static str,
+    /// The test.
+    pub run: fn(&Host) -> Outcome,
+    /// What it needs of the machine.
+    pub needs: Needs,
+}
+
+/// What a case needs. Where it is not there, the case is skipped and the reason named.
+#[derive(Clone, Copy)]
+pub struct Needs {
+    /// A usable `/dev/kvm`.
+    pub kvm: bool,
+    /// Whether it must run as root.
+    pub root: bool,
+    /// Memory that must be available, MiB.
+    pub memory_mib: u64,
+    /// The only lane it makes sense in, and why.
+    pub only_lane: Option<(Lane, &'static str)>,
+    /// Time limit in lane 1.
+    pub limit: Duration,
+}
+
+impl Needs {
+    /// A command that starts no guest: no KVM. Lane 1 is enough, since the lanes differ in KVM only.
+    const NO_GUEST: Self = Self {
+        kvm: false,
+        root: false,
+        memory_mib: 64,
+        only_lane: Some((Lane::One, "starts no guest")),
+        limit: Duration::from_secs(30),
+    };
+}
+
+impl Case {
+    /// Why this case cannot run here, if it cannot.
+    #[must_use]
+    pub fn reason_to_skip(&self, lane: Lane) -> Option<String> {
+        let needs = &self.needs;
+        if let Some((only, why)) = needs.only_lane
+            && only != lane
+        {
+            return Some(format!("lane {} only: {why}", only.number()));
+        }
+        if needs.kvm
+            && std::fs::File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/kvm")
+                .is_err()
+        {
+            return Some("no usable /dev/kvm".to_owned());
+        }
+        if needs.root && !is_root() {
+            return Some("needs root".to_owned());
+        }
+        let available_mib = memory_available_mib();
+        if available_mib < needs.memory_mib {
+            return Some(format!(
+                "needs {} MiB of memory, {available_mib} MiB are available",
+                needs.memory_mib
+            ));
+        }
+        None
+    }
+}
+
+/// All cases, in the order in which they run: what later ones rely on comes first.
+#[must_use]
+pub fn all() -> Vec<Case> {
+    [cli::CASES].concat()
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+/// `MemAvailable` of proc_meminfo(5); 0 if it cannot be read.
+fn memory_available_mib() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}

@@ -1,0 +1,201 @@
+//! A temporary host: directories of its own for everything that the program keeps, so that cases
+//! neither see each other nor the user's VMs. It runs the built program as a user would.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::failure::{Failure, Outcome};
+use crate::process::{self, Finished, Process};
+
+/// How long a command may take in lane 1 where nothing else is said.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Lane 2 emulates the processor in software: everything takes that much longer.
+const LANE_2_SLOWDOWN: u32 = 6;
+
+/// Which KVM is underneath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// The machine's own `/dev/kvm`.
+    One,
+    /// `kvm_amd` inside a software-emulated outer VM (see `tests/lane2/boot`).
+    Two,
+}
+
+impl Lane {
+    /// The lane's number.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+        }
+    }
+
+    /// A time limit that was thought of for lane 1, for this lane.
+    #[must_use]
+    pub fn scale(self, limit: Duration) -> Duration {
+        match self {
+            Self::One => limit,
+            Self::Two => limit * LANE_2_SLOWDOWN,
+        }
+    }
+}
+
+/// A host with nothing on it yet. Its directory goes when it is dropped.
+pub struct Host {
+    dir: tempfile::TempDir,
+    program: PathBuf,
+    lane: Lane,
+}
+
+impl Host {
+    /// A new host for `lane`, with the program that [`program`] finds.
+    pub fn new(lane: Lane) -> Outcome<Self> {
+        let dir = tempfile::Builder::new().prefix("cl-").tempdir()?;
+        let host = Self {
+            dir,
+            program: program()?,
+            lane,
+        };
+        for part in ["run", "data"] {
+            fs::DirBuilder::new().create(host.path(part))?;
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            fs::set_permissions(host.path(part), mode)?;
+        }
+        Ok(host)
+    }
+
+    /// The lane this host is in.
+    #[must_use]
+    pub fn lane(&self) -> Lane {
+        self.lane
+    }
+
+    /// A path in the host's own directory.
+    #[must_use]
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A time limit for this host's lane.
+    #[must_use]
+    pub fn limit(&self, lane_1: Duration) -> Duration {
+        self.lane.scale(lane_1)
+    }
+
+    /// The program with `args`, set up for this host and not yet started.
+    pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("XDG_RUNTIME_DIR", self.path("run"))
+            .env("XDG_DATA_HOME", self.path("data"))
+            .env_remove("CLOUDLET_HOME")
+            .env("NO_COLOR", "1");
+        command
+    }
+
+    /// Starts the program with `args`.
+    pub fn spawn<S: AsRef<OsStr>>(&self, args: &[S]) -> Outcome<Process> {
+        Process::spawn(&mut self.command(args), Stdio::null())
+    }
+
+    /// Runs the program to its end, however it ends.
+    pub fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Outcome<Finished> {
+        self.spawn(args)?.wait(self.limit(COMMAND_TIMEOUT))
+    }
+
+    /// Runs the program, which must succeed, and returns its standard output.
+    #[track_caller]
+    pub fn ok<S: AsRef<OsStr>>(&self, args: &[S]) -> Outcome<String> {
+        Ok(self.run(args)?.expect_code(0)?.stdout)
+    }
+
+    /// Runs the program, which must fail with `code`, and returns its standard error.
+    #[track_caller]
+    pub fn fails<S: AsRef<OsStr>>(&self, args: &[S], code: i32) -> Outcome<String> {
+        Ok(self.run(args)?.expect_code(code)?.stderr)
+    }
+
+    /// Runs the program with `--json` after `args`; it must succeed and print one JSON value.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Outcome<Value> {
+        let mut all = args.to_vec();
+        all.push("--json");
+        let text = self.ok(&all)?;
+        serde_json::from_str(text.trim()).map_err(|error| {
+            Failure::new(format!(
+                "{}: not one JSON value ({error}): {text}",
+                all.join(" ")
+            ))
+        })
+    }
+
+    /// The ids of all live processes of the program on this host, found by their environment.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        let mark = format!("XDG_RUNTIME_DIR={}", self.path("run").display());
+        let is_ours = |pid: &u32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment
+                .split(|&byte| byte == 0)
+                .any(|entry| entry == mark.as_bytes())
+        };
+        process::pids()
+            .filter(|&pid| pid != std::process::id())
+            .filter(is_ours)
+            .collect()
+    }
+
+    /// Waits until `done` gives something, looking again every few milliseconds.
+    #[track_caller]
+    pub fn wait_until<T>(
+        &self,
+        what: &str,
+        lane_1_limit: Duration,
+        mut done: impl FnMut() -> Option<T>,
+    ) -> Outcome<T> {
+        let limit = self.limit(lane_1_limit);
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(value) = done() {
+                return Ok(value);
+            }
+            if Instant::now() > deadline {
+                return Err(Failure::new(format!("not within {limit:?}: {what}")));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for pid in self.processes() {
+            // One that has ended in between needs no signal.
+            let _ = process::signal_pid(pid, libc::SIGKILL);
+        }
+    }
+}
+
+/// The program under test: `CLOUDLET_BIN`, else `cloudlet` next to this executable.
+pub fn program() -> Outcome<PathBuf> {
+    if let Some(path) = std::env::var_os("CLOUDLET_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let here = std::env::current_exe()?;
+    let path = here.with_file_name("cloudlet");
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Failure::new(format!(
+        "{} is not there: build it (cargo build), or set CLOUDLET_BIN",
+        path.display()
+    )))
+}
