@@ -1,1 +1,16 @@
-//! What the product embeds.
+//! What the product embeds: the unikernel guest, its applications, and what they speak.
+//!
+//! Nothing here is prebuilt: `build.rs` compiles the guest programs from `guest/`.
+#![forbid(unsafe_code)]
+
+/// The unikernel: an ELF image that boots by its PVH note or by the 64-bit Linux boot protocol.
+///
+/// Its first output on COM1 begins with [`GUEST_BANNER`]; [`GUEST_READY`] follows when it waits for
+/// work. Devices are found from `virtio_mmio.device=SIZE@BASE:IRQ` words on its command line.
+pub const GUEST_ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/runtime"));
+
+/// The first words the guest prints.
+pub const GUEST_BANNER: &str = "cloudlet-guest ";
+
+/// The line the guest prints when it is up and waits for requests.
+pub const GUEST_READY: &str = "cloudlet-guest: ready";
