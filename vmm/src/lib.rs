@@ -3,3 +3,4 @@
 pub mod bus;
 pub mod devices;
 pub mod memory;
+pub mod seccomp;
