@@ -8,5 +8,6 @@ pub mod bench;
 pub mod cases;
 pub mod failure;
 pub mod host;
+pub mod http;
 pub mod process;
 pub mod runner;
