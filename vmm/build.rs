@@ -1,7 +1,7 @@
 //! Compiles the seccomp policies of `resources/seccomp` into BPF programs, and the table of
 //! system call names that reports need. A policy that is wrong stops the build.
 
-use seccomp::policy::{Condition, Policy};
+use seccomp::policy::{Condition, Policy, Verdict};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, sock_filter,
@@ -55,28 +55,10 @@ fn generate() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The filter: foreign architectures and x32 kill the process, what the policy lists passes,
-/// everything else traps.
+/// The filter: foreign architectures and x32 kill the process, what the policy lists passes or
+/// fails, everything else traps.
 fn compile(policy: &Policy) -> Result<BpfProgram, Box<dyn std::error::Error>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for rule in &policy.rules {
-        let chain = rules.entry(rule.number).or_default();
-        if !rule.conditions.is_empty() {
-            let conditions = rule
-                .conditions
-                .iter()
-                .map(condition)
-                .collect::<Result<_, _>>()?;
-            chain.push(SeccompRule::new(conditions)?);
-        }
-    }
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::Trap,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    )?;
-    let mut program = BpfProgram::try_from(filter)?;
     // struct seccomp_data starts with the number of the call; a jump skips `jt` or `jf`
     // instructions (include/uapi/linux/bpf_common.h).
     let load_number = sock_filter {
@@ -91,17 +73,54 @@ fn compile(policy: &Policy) -> Result<BpfProgram, Box<dyn std::error::Error>> {
         jf: 1,
         k: X32_SYSCALL_BIT,
     };
-    let kill = sock_filter {
+    let mut head = vec![
+        load_number,
+        unless_x32,
+        end_with(SeccompAction::KillProcess),
+    ];
+    for rule in &policy.rules {
+        match rule.verdict {
+            Verdict::Allow => {
+                let chain = rules.entry(rule.number).or_default();
+                if !rule.conditions.is_empty() {
+                    let list = rule
+                        .conditions
+                        .iter()
+                        .map(condition)
+                        .collect::<Result<_, _>>()?;
+                    chain.push(SeccompRule::new(list)?);
+                }
+            }
+            Verdict::Fail(errno) => {
+                let number = u32::try_from(rule.number)?;
+                head.push(sock_filter {
+                    code: 0x15,
+                    jt: 0,
+                    jf: 1,
+                    k: number,
+                });
+                head.push(end_with(SeccompAction::Errno(errno.into())));
+            }
+        }
+    }
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Trap,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?;
+    let mut program = BpfProgram::try_from(filter)?;
+    program.splice(ARCHITECTURE_CHECK..ARCHITECTURE_CHECK, head);
+    Ok(program)
+}
+
+fn end_with(action: SeccompAction) -> sock_filter {
+    sock_filter {
         code: 0x06,
         jt: 0,
         jf: 0,
-        k: u32::from(SeccompAction::KillProcess),
-    };
-    program.splice(
-        ARCHITECTURE_CHECK..ARCHITECTURE_CHECK,
-        [load_number, unless_x32, kill],
-    );
-    Ok(program)
+        k: u32::from(action),
+    }
 }
 
 fn condition(condition: &Condition) -> Result<SeccompCondition, seccompiler::BackendError> {

@@ -104,6 +104,13 @@ fn forbidden(deed: &str, zero: &File) {
         "io-uring" => call(libc::SYS_io_uring_setup, [1, 0, 0]),
         "kill" => call(libc::SYS_kill, [i64::from(std::process::id()), 0, 0]),
         "clone-process" => call(libc::SYS_clone, [i64::from(libc::SIGCHLD), 0, 0]),
+        "clone-namespace" => {
+            let thread = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+            call(
+                libc::SYS_clone,
+                [i64::from(thread | libc::CLONE_NEWNET), 0, 0],
+            );
+        }
         "unshare" => call(libc::SYS_unshare, [i64::from(libc::CLONE_NEWUSER), 0, 0]),
         "open-read" => call(libc::SYS_openat, [-100, path, 0]),
         "open-write" => call(libc::SYS_openat, [-100, path, 1]),
@@ -153,7 +160,8 @@ fn assert_dies(kind: ThreadKind, deed: &str, syscall: &str) {
 }
 
 /// What no thread of a VMM may do.
-const FORBIDDEN_EVERYWHERE: [(&str, &str); 13] = [
+const FORBIDDEN_EVERYWHERE: [(&str, &str); 14] = [
+    ("clone-namespace", "clone (56)"),
     ("socket-packet", "socket (41)"),
     ("execve", "execve (59)"),
     ("fork", "fork (57)"),

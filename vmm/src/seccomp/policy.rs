@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! line      = [rule] ["#" reason]
-//! rule      = SYSCALL [condition {"and" condition}]
+//! rule      = SYSCALL [condition {"and" condition} | "=>" ERRNO]
 //! condition = argument ["&" value] "==" value
 //!           | argument "in" "{" value {"," value} "}"
 //! argument  = "arg" DIGIT [":64"]
@@ -24,14 +24,26 @@ const ARGUMENT_LAST: u8 = 5;
 /// without a word, so each policy must allow them whatever their arguments.
 const NEEDED_TO_REPORT: [&str; 2] = ["write", "exit_group"];
 
+/// MAX_ERRNO of include/linux/err.h: what a call can return as an error at all.
+const ERRNO_MAX: u16 = 4095;
+
 /// What one thread kind may call: its rules in the order of the file.
 #[derive(Debug)]
 pub(crate) struct Policy {
-    /// Each allows one call, or one call under conditions.
+    /// Each says something about one call, or about one call under conditions.
     pub(crate) rules: Vec<Rule>,
 }
 
-/// One call that is allowed when all its conditions hold.
+/// What a filter does with a call that a rule matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The kernel performs it.
+    Allow,
+    /// The kernel returns this error without performing it; only in rules without conditions.
+    Fail(u16),
+}
+
+/// One call, and what happens to it when all the conditions hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
     /// Where it stands, counted from 1.
@@ -42,6 +54,8 @@ pub(crate) struct Rule {
     pub(crate) number: i64,
     /// Empty: any arguments.
     pub(crate) conditions: Vec<Condition>,
+    /// What happens then.
+    pub(crate) verdict: Verdict,
 }
 
 /// `argument & mask == value`, over 32 or 64 bits.
@@ -100,6 +114,9 @@ pub(crate) enum Problem {
     /// A rule without a reason beside it.
     #[error("no reason given: say after `#` why the thread needs `{0}`")]
     NoReason(String),
+    /// An error number that no call can return.
+    #[error("{0} is not an error number")]
+    BadErrno(u64),
     /// Something else was expected.
     #[error("expected {expected}, found {found}")]
     Unexpected {
@@ -109,7 +126,7 @@ pub(crate) enum Problem {
         found: String,
     },
     /// The same call under the same conditions, or with no conditions at all beside some.
-    #[error("`{syscall}` is already allowed by line {earlier}")]
+    #[error("`{syscall}` is already settled by line {earlier}")]
     Duplicate {
         /// Name of the call.
         syscall: String,
@@ -153,7 +170,7 @@ impl Policy {
         for needed in NEEDED_TO_REPORT {
             if !rules
                 .iter()
-                .any(|rule| rule.syscall == needed && rule.conditions.is_empty())
+                .any(|rule| rule.syscall == needed && rule.is_plain())
             {
                 return Err(at(text.lines().count(), Problem::CannotReport(needed)));
             }
@@ -163,6 +180,11 @@ impl Policy {
 }
 
 impl Rule {
+    /// Whether it allows the call whatever its arguments.
+    fn is_plain(&self) -> bool {
+        self.conditions.is_empty() && self.verdict == Verdict::Allow
+    }
+
     /// Whether `other` says nothing new beside this rule, or the other way round.
     fn repeats(&self, other: &Self) -> bool {
         self.number == other.number
@@ -193,30 +215,55 @@ impl Names {
             .map(|&(_, number)| number)
             .ok_or_else(|| Problem::UnknownSyscall(syscall.to_owned()))?;
         let mut alternatives = vec![Vec::new()];
-        if words.peek().is_some() {
-            loop {
-                let choices = self.parse_condition(&mut words)?;
-                alternatives = product(&alternatives, &choices);
-                match words.0.next() {
-                    None => break,
-                    Some("and") => {}
-                    Some(found) => return Err(unexpected("`and` or the end", Some(found))),
-                }
-            }
+        let mut verdict = Verdict::Allow;
+        match words.peek() {
+            None => {}
+            Some("=>") => verdict = self.parse_error(&mut words)?,
+            Some(_) => alternatives = self.parse_conditions(&mut words)?,
         }
         if reason.trim().is_empty() {
             return Err(Problem::NoReason(syscall.to_owned()));
         }
-        let syscall = syscall.to_owned();
         Ok(alternatives
             .into_iter()
-            .map(|conditions| Rule {
-                line,
-                syscall: syscall.clone(),
-                number,
-                conditions,
+            .map(|conditions| {
+                let syscall = syscall.to_owned();
+                Rule {
+                    line,
+                    syscall,
+                    number,
+                    conditions,
+                    verdict,
+                }
             })
             .collect())
+    }
+
+    /// The error that a call ends with, and the end of the line.
+    fn parse_error(&self, words: &mut Words<'_>) -> Result<Verdict, Problem> {
+        words.expect("=>", "`=>`")?;
+        let errno = self.parse_term(words.0.next())?;
+        if let Some(found) = words.0.next() {
+            return Err(unexpected("the end", Some(found)));
+        }
+        match u16::try_from(errno) {
+            Ok(errno @ 1..=ERRNO_MAX) => Ok(Verdict::Fail(errno)),
+            _ => Err(Problem::BadErrno(errno)),
+        }
+    }
+
+    /// Conditions joined by `and`, as the list of all their combinations.
+    fn parse_conditions(&self, words: &mut Words<'_>) -> Result<Vec<Vec<Condition>>, Problem> {
+        let mut alternatives = vec![Vec::new()];
+        loop {
+            let choices = self.parse_condition(words)?;
+            alternatives = product(&alternatives, &choices);
+            match words.0.next() {
+                None => return Ok(alternatives),
+                Some("and") => {}
+                Some(found) => return Err(unexpected("`and` or the end", Some(found))),
+            }
+        }
     }
 
     /// One condition, as the list of its alternatives.
@@ -319,7 +366,7 @@ fn tokens(text: &str) -> Result<Vec<&str>, Problem> {
     let mut tokens = Vec::new();
     while let Some(first) = rest.chars().next() {
         let length = match first {
-            '=' if rest.starts_with("==") => 2,
+            '=' if rest.starts_with("==") || rest.starts_with("=>") => 2,
             '{' | '}' | ',' | '&' | '|' => 1,
             _ if is_word(first) => rest.find(|c| !is_word(c)).unwrap_or(rest.len()),
             _ => {
