@@ -2,11 +2,12 @@
 //!
 //! A device does no I/O that it was not handed: interrupts are eventfds, output is a writer, disks
 //! and sockets are opened by the caller. Everything a guest writes is an allegation until it went
-//! through a gate (`virtio::queue` for descriptor chains, `virtio::mmio` for registers), and
+//! through a gate ([`virtio::queue`] for descriptor chains, [`virtio::mmio`] for registers), and
 //! every write to guest memory goes through vm-memory, whose bitmap records it as dirty.
 
 pub mod i8042;
 pub mod serial;
+pub mod virtio;
 
 use std::io;
 

@@ -1,0 +1,275 @@
+//! A driver for tests: it sets a device up through its registers, builds rings in real guest
+//! memory, and turns the event loop.
+
+use std::sync::Arc;
+
+use event_manager::{EventManager, SubscriberOps};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::mmio::MmioTransport;
+use super::{GuestRam, VirtioDevice};
+use crate::bus::BusDevice;
+
+pub(crate) const LOW_RAM: u64 = 64 << 20;
+pub(crate) const HIGH_BASE: u64 = 4 << 30;
+pub(crate) const HIGH_RAM: u64 = 1 << 20;
+/// Where tests put their buffers; rings lie below.
+pub(crate) const BUFFERS: u64 = 1 << 20;
+
+/// Feature bit 32: VIRTIO_F_VERSION_1.
+pub(crate) const VERSION_1: u64 = 1 << 32;
+/// Feature bit 29: VIRTIO_F_EVENT_IDX.
+pub(crate) const EVENT_IDX: u64 = 1 << 29;
+
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
+
+/// One ring as the driver sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct DriverQueue {
+    pub(crate) size: u16,
+    pub(crate) descriptors: u64,
+    pub(crate) available: u64,
+    pub(crate) used: u64,
+    pub(crate) next_descriptor: u16,
+    pub(crate) available_index: u16,
+    pub(crate) used_index: u16,
+}
+
+pub(crate) struct Driver {
+    pub(crate) transport: MmioTransport,
+    pub(crate) guest: Arc<GuestRam>,
+    pub(crate) manager: EventManager<MmioTransport>,
+    pub(crate) queues: Vec<DriverQueue>,
+}
+
+pub(crate) fn ram() -> Arc<GuestRam> {
+    let regions = [
+        (GuestAddress(0), usize::try_from(LOW_RAM).unwrap()),
+        (GuestAddress(HIGH_BASE), usize::try_from(HIGH_RAM).unwrap()),
+    ];
+    Arc::new(GuestRam::from_ranges(&regions).unwrap())
+}
+
+impl Driver {
+    /// A device that nobody has set up yet.
+    pub(crate) fn new(device: Box<dyn VirtioDevice>) -> Self {
+        Self::over(ram(), device)
+    }
+
+    pub(crate) fn over(guest: Arc<GuestRam>, device: Box<dyn VirtioDevice>) -> Self {
+        let transport = MmioTransport::new(guest.clone(), device).unwrap();
+        Self::with(guest, transport)
+    }
+
+    pub(crate) fn with(guest: Arc<GuestRam>, transport: MmioTransport) -> Self {
+        let mut manager = EventManager::new().unwrap();
+        manager.add_subscriber(transport.clone());
+        Self {
+            transport,
+            guest,
+            manager,
+            queues: Vec::new(),
+        }
+    }
+
+    /// A device whose driver accepted `features` and is running.
+    pub(crate) fn started(device: Box<dyn VirtioDevice>, features: u64) -> Self {
+        let mut driver = Self::new(device);
+        driver.start(features | VERSION_1);
+        assert_eq!(driver.status(), 15);
+        driver
+    }
+
+    pub(crate) fn read(&mut self, register: u64) -> u32 {
+        let mut data = [0; 4];
+        self.transport.read(register, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    pub(crate) fn write(&mut self, register: u64, value: u32) {
+        self.transport.write(register, &value.to_le_bytes());
+    }
+
+    pub(crate) fn status(&mut self) -> u32 {
+        self.read(0x70)
+    }
+
+    pub(crate) fn needs_reset(&mut self) -> bool {
+        self.status() & 0x40 != 0
+    }
+
+    fn write64(&mut self, register: u64, value: u64) {
+        self.write(register, u32::try_from(value & 0xffff_ffff).unwrap());
+        self.write(register + 4, u32::try_from(value >> 32).unwrap());
+    }
+
+    /// Everything up to and with DRIVER_OK.
+    pub(crate) fn start(&mut self, features: u64) {
+        self.negotiate(features);
+        self.set_up_queues();
+        self.write(0x70, 15);
+        self.turn();
+    }
+
+    pub(crate) fn negotiate(&mut self, features: u64) {
+        self.write(0x70, 0);
+        self.write(0x70, 1);
+        self.write(0x70, 3);
+        for half in [0, 1] {
+            self.write(0x24, half);
+            self.write(
+                0x20,
+                u32::try_from(features >> (32 * half) & 0xffff_ffff).unwrap(),
+            );
+        }
+        self.write(0x70, 11);
+    }
+
+    pub(crate) fn set_up_queues(&mut self) {
+        self.queues.clear();
+        for index in 0.. {
+            self.write(0x30, index);
+            let size = self.read(0x34);
+            if size == 0 {
+                break;
+            }
+            let base = 0x1000 + u64::from(index) * 0x10000;
+            let queue = DriverQueue {
+                size: u16::try_from(size).unwrap(),
+                descriptors: base,
+                available: base + 0x8000,
+                used: base + 0xc000,
+                next_descriptor: 0,
+                available_index: 0,
+                used_index: 0,
+            };
+            for part in (0..0x10000).step_by(8) {
+                self.guest
+                    .write_obj(0_u64, GuestAddress(base + part))
+                    .unwrap();
+            }
+            self.set_up_queue(index, &queue);
+            self.queues.push(queue);
+        }
+    }
+
+    pub(crate) fn set_up_queue(&mut self, index: u32, queue: &DriverQueue) {
+        self.write(0x30, index);
+        self.write(0x38, u32::from(queue.size));
+        self.write64(0x80, queue.descriptors);
+        self.write64(0x90, queue.available);
+        self.write64(0xa0, queue.used);
+        self.write(0x44, 1);
+    }
+
+    pub(crate) fn descriptor(
+        &self,
+        queue: usize,
+        index: u16,
+        address: u64,
+        len: u32,
+        flags: u16,
+        next: u16,
+    ) {
+        let at = self.queues[queue].descriptors + 16 * u64::from(index);
+        self.guest
+            .write_obj(address.to_le(), GuestAddress(at))
+            .unwrap();
+        self.guest
+            .write_obj(len.to_le(), GuestAddress(at + 8))
+            .unwrap();
+        self.guest
+            .write_obj(flags.to_le(), GuestAddress(at + 12))
+            .unwrap();
+        self.guest
+            .write_obj(next.to_le(), GuestAddress(at + 14))
+            .unwrap();
+    }
+
+    /// Makes the chain that starts at `head` available.
+    pub(crate) fn offer(&mut self, queue: usize, head: u16) {
+        let guest = self.guest.clone();
+        let ring = &mut self.queues[queue];
+        let slot = ring.available + 4 + 2 * u64::from(ring.available_index % ring.size);
+        guest.write_obj(head.to_le(), GuestAddress(slot)).unwrap();
+        ring.available_index = ring.available_index.wrapping_add(1);
+        let order = std::sync::atomic::Ordering::Release;
+        guest
+            .store(
+                ring.available_index.to_le(),
+                GuestAddress(ring.available + 2),
+                order,
+            )
+            .unwrap();
+    }
+
+    /// Offers a chain of `(address, len, device may write)`; returns its head.
+    pub(crate) fn post(&mut self, queue: usize, pieces: &[(u64, u32, bool)]) -> u16 {
+        let size = self.queues[queue].size;
+        let head = self.queues[queue].next_descriptor % size;
+        let mut index = head;
+        for (at, (address, len, writable)) in pieces.iter().enumerate() {
+            let next = (index + 1) % size;
+            let more = if at + 1 < pieces.len() { NEXT } else { 0 };
+            let flags = more | if *writable { WRITE } else { 0 };
+            self.descriptor(queue, index, *address, *len, flags, next);
+            index = next;
+        }
+        self.queues[queue].next_descriptor = index;
+        self.offer(queue, head);
+        head
+    }
+
+    pub(crate) fn kick(&mut self, queue: usize) {
+        self.write(0x50, u32::try_from(queue).unwrap());
+    }
+
+    /// Runs the event loop until nothing is ready.
+    pub(crate) fn turn(&mut self) {
+        while self.manager.run_with_timeout(0).unwrap() > 0 {}
+    }
+
+    pub(crate) fn kick_and_turn(&mut self, queue: usize) {
+        self.kick(queue);
+        self.turn();
+    }
+
+    /// The next chain the device gave back: its head and how much was written.
+    pub(crate) fn used(&mut self, queue: usize) -> Option<(u32, u32)> {
+        let ring = &mut self.queues[queue];
+        let order = std::sync::atomic::Ordering::Acquire;
+        let index: u16 = self.guest.load(GuestAddress(ring.used + 2), order).unwrap();
+        if index == ring.used_index {
+            return None;
+        }
+        let slot = ring.used + 4 + 8 * u64::from(ring.used_index % ring.size);
+        ring.used_index = ring.used_index.wrapping_add(1);
+        let head: u32 = self.guest.read_obj(GuestAddress(slot)).unwrap();
+        let len: u32 = self.guest.read_obj(GuestAddress(slot + 4)).unwrap();
+        Some((head, len))
+    }
+
+    /// Takes the interrupt: the status bits, or None when there was none.
+    pub(crate) fn interrupt(&mut self) -> Option<u32> {
+        self.transport.irq_fd().read().ok()?;
+        let bits = self.read(0x60);
+        self.write(0x64, bits);
+        Some(bits)
+    }
+
+    pub(crate) fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.guest
+            .read_slice(&mut bytes, GuestAddress(address))
+            .unwrap();
+        bytes
+    }
+
+    pub(crate) fn put(&self, address: u64, bytes: &[u8]) {
+        self.guest
+            .write_slice(bytes, GuestAddress(address))
+            .unwrap();
+    }
+}
