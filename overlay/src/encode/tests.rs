@@ -1,0 +1,338 @@
+//! Encode, then decode: the same VM comes out, and what need not be stored is not.
+
+use std::io::Cursor;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::{Pages, apply, base_id, encode_all, hashes, head, page, sample, sizes};
+use crate::{PageContent, SegmentId, decode_state};
+
+#[test]
+fn a_changed_vm_comes_back() {
+    let (base, now, bytes) = sample();
+    assert_eq!(apply(&base, &bytes), now);
+    let (prefix, index) = head(&bytes);
+    assert_eq!(prefix.base(), base_id());
+    assert_eq!(index.meta(), b"{\"meta\":1}");
+    let state_at = usize::try_from(prefix.state_offset()).unwrap();
+    let state_end = usize::try_from(prefix.segments_offset()).unwrap();
+    let state = decode_state(&prefix, &bytes[state_at..state_end]).unwrap();
+    assert_eq!(state, b"machine state machine state machine state");
+}
+
+#[test]
+fn each_page_is_what_it_should_be() {
+    let (_, _, bytes) = sample();
+    let (_, index) = head(&bytes);
+    let memory = |page| index.lookup(PageAt::memory(page)).unwrap();
+    assert_eq!(memory(0), PageContent::Unchanged);
+    assert_eq!(memory(3), PageContent::Zero);
+    assert_eq!(memory(11), PageContent::BasePage(21));
+    // Early pages are in the first segment, sorted by place inside it: 1, 2, 5, 31, 60.
+    assert_eq!(
+        memory(60),
+        PageContent::Literal {
+            segment: SegmentId(0),
+            slot: 4
+        }
+    );
+    assert_eq!(index.early_segments(), 1);
+    // Memory: 30, 32, 80.. in the next one; the disk has its own.
+    assert_eq!(
+        memory(30),
+        PageContent::Literal {
+            segment: SegmentId(1),
+            slot: 0
+        }
+    );
+    let disk = index.lookup(PageAt::disk(0, 7));
+    assert_eq!(
+        disk,
+        Some(PageContent::Literal {
+            segment: SegmentId(2),
+            slot: 0
+        })
+    );
+    assert_eq!(index.segments()[2].codec, crate::Codec::Raw);
+    assert_eq!(index.segments()[1].codec, crate::Codec::Zstd);
+    let runs: Vec<_> = index.segment_runs(SegmentId(0)).collect();
+    let expected = [(1, 2), (5, 1), (31, 1), (60, 1)];
+    assert_eq!(
+        runs,
+        expected.map(|(page, count)| (PageAt::memory(page), count))
+    );
+    assert_eq!(index.runs_in(Space::Disk(0)).len(), 1);
+    assert_eq!(index.runs_in(Space::Disk(1)).len(), 0);
+    assert_eq!(index.lookup(PageAt::disk(1, 0)), None);
+}
+
+#[test]
+fn early_pages_keep_their_order_and_count_once() {
+    let mut now = Pages::default();
+    now.0.insert(Space::Memory, (0..200).map(page).collect());
+    let early: Vec<PageAt> = (0..100).rev().chain(50..60).map(PageAt::memory).collect();
+    let (bytes, summary) = encode_all(&Pages::default(), &now, &early, None, Options::default());
+    let (_, index) = head(&bytes);
+    assert_eq!((summary.early_segments, summary.segments), (7, 8));
+    let pages_of = |number| index.segment_runs(SegmentId(number)).collect::<Vec<_>>();
+    assert_eq!(pages_of(0), [(PageAt::memory(84), 16)]);
+    assert_eq!(pages_of(6), [(PageAt::memory(0), 4)]);
+    assert_eq!(pages_of(7), [(PageAt::memory(100), 100)]);
+    assert_eq!(apply(&Pages::default(), &bytes), now);
+}
+
+#[test]
+fn without_the_base_all_pages_are_stored_and_zeros_behind_it_are_not() {
+    let mut base = Pages::default();
+    base.0
+        .insert(Space::Memory, vec![page(1), page(2), page(3)]);
+    let mut now = base.clone();
+    now.0.get_mut(&Space::Memory).unwrap()[1] = [0; PAGE_BYTES];
+    now.0.get_mut(&Space::Memory).unwrap().push([0; PAGE_BYTES]);
+    let (bytes, summary) = encode_all(&base, &now, &[], None, Options::default());
+    assert_eq!(
+        (
+            summary.literal_pages,
+            summary.zero_pages,
+            summary.unchanged_pages
+        ),
+        (2, 1, 1)
+    );
+    assert_eq!(apply(&base, &bytes), now);
+}
+
+#[test]
+fn wrong_hashes_cost_space_and_nothing_else() {
+    let (base, now, _) = sample();
+    let mut other = base.clone();
+    other.0.get_mut(&Space::Memory).unwrap().reverse();
+    other
+        .0
+        .get_mut(&Space::Memory)
+        .unwrap()
+        .extend((3000..3050).map(page));
+    let wrong = hashes(&other);
+    let content = BaseContent {
+        pages: &base,
+        hashes: Some(&wrong),
+    };
+    let (bytes, summary) = encode_all(&base, &now, &[], Some(content), Options::default());
+    assert_eq!(summary.base_pages, 0);
+    assert_eq!(apply(&base, &bytes), now);
+}
+
+#[test]
+fn the_same_input_gives_the_same_file_on_any_number_of_threads() {
+    let mut now = Pages::default();
+    now.0
+        .insert(Space::Memory, (0..3000).map(|n| page(n / 2)).collect());
+    let early: Vec<PageAt> = (0..999).map(|n| PageAt::memory(n * 7 % 3000)).collect();
+    let encoded = |threads| {
+        encode_all(
+            &Pages::default(),
+            &now,
+            &early,
+            None,
+            Options { level: 1, threads },
+        )
+    };
+    let (one, four) = (encoded(1), encoded(4));
+    assert_eq!(one.0, four.0);
+    assert_eq!(one.1.id, four.1.id);
+    assert_eq!(apply(&Pages::default(), &one.0), now);
+}
+
+#[test]
+fn nothing_at_all_is_an_overlay_too() {
+    let nothing = Pages::default();
+    let spec = DeltaSpec {
+        base: base_id(),
+        spaces: &[],
+        early: &[],
+        rest: &[],
+        state: &[],
+        meta: &[],
+    };
+    let mut out = Cursor::new(Vec::new());
+    encode(
+        &spec,
+        &nothing,
+        None,
+        &mut out,
+        Options::default(),
+        &mut |_| {},
+    )
+    .unwrap();
+    let (prefix, index) = head(out.get_ref());
+    assert!(index.runs().is_empty());
+    assert_eq!(decode_state(&prefix, &[]).unwrap(), Vec::<u8>::new());
+    assert_eq!(
+        out.get_ref().len(),
+        crate::PREFIX_BYTES + crate::TRAILER_BYTES
+    );
+}
+
+/// Fails to read one page.
+struct Hole<'a>(&'a Pages, PageAt);
+
+impl PageReader for Hole<'_> {
+    fn read(&self, at: PageAt, into: &mut [u8; PAGE_BYTES]) -> io::Result<()> {
+        if at == self.1 {
+            Err(io::ErrorKind::Other.into())
+        } else {
+            self.0.read(at, into)
+        }
+    }
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let (base, now, _) = sample();
+    let spaces = sizes(&base, &now);
+    let good = DeltaSpec {
+        base: base_id(),
+        spaces: &spaces,
+        early: &[],
+        rest: &[PageAt::memory(1)],
+        state: &[],
+        meta: &[],
+    };
+    let run = |spec: &DeltaSpec<'_>, pages: &dyn PageReader| {
+        let mut out = Cursor::new(Vec::new());
+        encode(spec, pages, None, &mut out, Options::default(), &mut |_| {}).unwrap_err()
+    };
+    let outside = [PageAt::memory(100)];
+    let error = run(
+        &DeltaSpec {
+            rest: &outside,
+            ..good
+        },
+        &now,
+    );
+    assert_eq!(error.to_string(), "the VM has no page 0x64 of memory");
+    let elsewhere = [PageAt::disk(3, 0)];
+    let error = run(
+        &DeltaSpec {
+            early: &elsewhere,
+            ..good
+        },
+        &now,
+    );
+    assert!(matches!(error, EncodeError::NoSuchPage { .. }));
+    let twice = [spaces[0], spaces[0]];
+    let error = run(
+        &DeltaSpec {
+            spaces: &twice,
+            ..good
+        },
+        &now,
+    );
+    assert!(matches!(error, EncodeError::Space { .. }));
+    let large = [SpaceSize {
+        pages: SPACE_PAGES_MAX + 1,
+        ..spaces[0]
+    }];
+    let error = run(
+        &DeltaSpec {
+            spaces: &large,
+            ..good
+        },
+        &now,
+    );
+    assert!(matches!(error, EncodeError::Space { .. }));
+    let meta = vec![0; META_BYTES_MAX + 1];
+    let error = run(
+        &DeltaSpec {
+            meta: &meta,
+            ..good
+        },
+        &now,
+    );
+    assert!(matches!(
+        error,
+        EncodeError::Limit {
+            what: "the length of the meta",
+            ..
+        }
+    ));
+    let error = run(&good, &Hole(&now, PageAt::memory(1)));
+    assert!(matches!(error, EncodeError::Read { .. }));
+}
+
+#[test]
+fn progress_comes_to_its_end() {
+    let (base, now, _) = sample();
+    let (spaces, rest) = (sizes(&base, &now), crate::testing::places(&now));
+    let spec = DeltaSpec {
+        base: base_id(),
+        spaces: &spaces,
+        early: &[],
+        rest: &rest,
+        state: &[],
+        meta: &[],
+    };
+    let mut seen = Vec::new();
+    let mut out = Cursor::new(Vec::new());
+    let mut note = |progress| seen.push(progress);
+    let summary = encode(&spec, &now, None, &mut out, Options::default(), &mut note).unwrap();
+    let listed = summary.listed_pages;
+    assert!(seen.contains(&Progress::Compare {
+        done: listed,
+        total: listed
+    }));
+    let total = summary.literal_pages;
+    assert_eq!(
+        seen.last(),
+        Some(&Progress::Compress { done: total, total })
+    );
+}
+
+/// A VM whose pages are given by small numbers, so that equal pages are common; 0 is zero.
+fn pages_of(numbers: &[Vec<u8>]) -> Pages {
+    let spaces = [Space::Memory, Space::Disk(0), Space::Disk(30)];
+    let content = |n: &u8| {
+        if *n == 0 {
+            [0; PAGE_BYTES]
+        } else {
+            page(u64::from(*n))
+        }
+    };
+    let space =
+        |(space, numbers): (Space, &Vec<u8>)| (space, numbers.iter().map(content).collect());
+    Pages(spaces.into_iter().zip(numbers).map(space).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_vm_comes_back_from_any_base(
+        base in prop::collection::vec(prop::collection::vec(0u8..12, 0..40), 3),
+        now in prop::collection::vec(prop::collection::vec(0u8..16, 0..60), 3),
+        early in prop::collection::vec((0usize..3, 0u64..60), 0..80),
+        with_base in any::<bool>(),
+        with_hashes in any::<bool>(),
+    ) {
+        let (base, now) = (pages_of(&base), pages_of(&now));
+        let spaces = [Space::Memory, Space::Disk(0), Space::Disk(30)];
+        let early: Vec<PageAt> = early
+            .into_iter()
+            .map(|(space, page)| PageAt { space: spaces[space], page })
+            .filter(|at| at.page < now.count(at.space))
+            .collect();
+        let hashes = hashes(&base);
+        let content =
+            BaseContent { pages: &base, hashes: with_hashes.then_some(&hashes) };
+        let content = with_base.then_some(content);
+        let (bytes, summary) = encode_all(&base, &now, &early, content, Options::default());
+        prop_assert_eq!(apply(&base, &bytes), now);
+        prop_assert_eq!(summary.total_bytes, bytes.len() as u64);
+        let counted = summary.unchanged_pages
+            + summary.zero_pages
+            + summary.base_pages
+            + summary.literal_pages;
+        prop_assert_eq!(summary.listed_pages, counted);
+        crate::verify(&mut bytes.as_slice(), &mut |_, _| {}).unwrap();
+    }
+}
