@@ -8,6 +8,7 @@ use std::env;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::ToSocketAddrs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Output};
@@ -52,10 +53,11 @@ fn perform(kind: ThreadKind, deed: &str) {
     // Opened before the filter, as a VMM does.
     let zero = File::open("/dev/zero").expect("open");
     install(kind).expect("install");
-    if deed == "allowed" {
-        return allowed(kind, &zero);
+    match deed {
+        "allowed" => return allowed(kind, &zero),
+        "abort" => std::process::abort(),
+        _ => forbidden(deed, &zero),
     }
-    forbidden(deed, &zero);
     std::process::exit(EXIT_CODE_SURVIVED);
 }
 
@@ -73,6 +75,14 @@ fn allowed(kind: ThreadKind, mut zero: &File) {
     if kind != ThreadKind::Worker {
         let mut bytes = [1; 8];
         zero.read_exact(&mut bytes).expect("read");
+    }
+    if kind == ThreadKind::Fetch {
+        let found = ("localhost", 80)
+            .to_socket_addrs()
+            .expect("look up")
+            .next()
+            .expect("address");
+        assert!(found.ip().is_loopback(), "{found}");
     }
     if kind == ThreadKind::Control {
         // A worker that is started late narrows the filter that it inherits.
@@ -235,6 +245,20 @@ fn allowed_calls_pass() {
         );
         assert!(text.contains("written"), "{text}");
         assert_eq!(explain(output.status, &text), None);
+    }
+}
+
+/// A panic ends as one (the release profile aborts), not as a violation.
+#[test]
+fn abort_is_allowed() {
+    for kind in ThreadKind::ALL {
+        let output = run(kind, "abort");
+        assert_eq!(
+            output.status.signal(),
+            Some(libc::SIGABRT),
+            "{}: {output:?}",
+            kind.name()
+        );
     }
 }
 
