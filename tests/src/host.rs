@@ -17,6 +17,11 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Lane 2 emulates the processor in software: everything takes that much longer.
 const LANE_2_SLOWDOWN: u32 = 6;
 
+/// How long a guest may take to boot, and a process to end.
+const BOOT_LIMIT: Duration = Duration::from_secs(10);
+/// What the embedded guest prints when it waits for requests.
+pub const GUEST_READY: &str = "cloudlet-guest: ready";
+
 /// Which KVM is underneath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
@@ -137,6 +142,74 @@ impl Host {
         })
     }
 
+    /// As [`Host::json`], of a command that prints a JSON value a line.
+    #[track_caller]
+    pub fn json_lines(&self, args: &[&str]) -> Outcome<Vec<Value>> {
+        let mut all = args.to_vec();
+        all.push("--json");
+        let text = self.ok(&all)?;
+        text.lines()
+            .map(|line| Ok(serde_json::from_str(line)?))
+            .collect()
+    }
+
+    /// Boots the embedded guest as `name` in the background, with more `options` for `run`, and
+    /// waits until it says that it is ready. Returns the id of the VMM process.
+    #[track_caller]
+    pub fn boot(&self, name: &str, options: &[&str]) -> Outcome<u32> {
+        let mut args = vec!["run", "--detach", "--name", name];
+        args.extend_from_slice(options);
+        let pid = pid_of(&self.json(&args)?)?;
+        self.wait_for_console(name, GUEST_READY)?;
+        Ok(pid)
+    }
+
+    /// The directory of a VM's sockets and logs.
+    #[must_use]
+    pub fn vm_dir(&self, name: &str) -> PathBuf {
+        self.path("run/cloudlet/vms").join(name)
+    }
+
+    /// What the VM's guest wrote to its serial port so far.
+    #[must_use]
+    pub fn console(&self, name: &str) -> String {
+        let bytes = fs::read(self.vm_dir(name).join("console.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until the guest has written `text` to its serial port.
+    #[track_caller]
+    pub fn wait_for_console(&self, name: &str, text: &str) -> Outcome {
+        self.wait_until(
+            &format!("{text:?} on the console of {name}"),
+            BOOT_LIMIT,
+            || self.console(name).contains(text).then_some(()),
+        )
+    }
+
+    /// What `status` says of the VM.
+    #[track_caller]
+    pub fn status(&self, name: &str) -> Outcome<Value> {
+        self.json(&["status", name])
+    }
+
+    /// The VM's `state` of its `status`.
+    #[track_caller]
+    pub fn state(&self, name: &str) -> Outcome<String> {
+        Ok(self.status(name)?["state"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned())
+    }
+
+    /// Waits until the process `pid` is no more.
+    #[track_caller]
+    pub fn wait_for_end(&self, pid: u32) -> Outcome {
+        self.wait_until(&format!("the end of process {pid}"), BOOT_LIMIT, || {
+            (!process::is_alive(pid)).then_some(())
+        })
+    }
+
     /// The ids of all live processes of the program on this host, found by their environment.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
@@ -182,6 +255,15 @@ impl Drop for Host {
             let _ = process::signal_pid(pid, libc::SIGKILL);
         }
     }
+}
+
+/// The process id in what a command that starts a VM prints.
+#[track_caller]
+pub fn pid_of(started: &Value) -> Outcome<u32> {
+    let pid = started["pid"]
+        .as_u64()
+        .and_then(|pid| u32::try_from(pid).ok());
+    pid.ok_or_else(|| Failure::new(format!("no pid in {started}")))
 }
 
 /// The program under test: `CLOUDLET_BIN`, else `cloudlet` next to this executable.

@@ -7,7 +7,10 @@
 pub mod bench;
 pub mod cases;
 pub mod failure;
+pub mod guest;
 pub mod host;
 pub mod http;
+pub mod inject;
+pub mod namespace;
 pub mod process;
 pub mod runner;

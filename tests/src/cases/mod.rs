@@ -6,7 +6,15 @@ use std::time::Duration;
 use crate::failure::Outcome;
 use crate::host::{Host, Lane};
 
+mod apps;
+mod bases;
 mod cli;
+mod host_faults;
+mod isolation;
+mod lifecycle;
+mod overlays;
+mod snapshots;
+mod synthesis;
 
 /// One end-to-end test.
 #[derive(Clone, Copy)]
@@ -43,6 +51,33 @@ impl Needs {
         only_lane: Some((Lane::One, "starts no guest")),
         limit: Duration::from_secs(30),
     };
+
+    /// Starts small guests.
+    const GUEST: Self = Self {
+        kvm: true,
+        root: false,
+        memory_mib: 512,
+        only_lane: None,
+        limit: Duration::from_secs(60),
+    };
+
+    /// As these, but as root.
+    const fn as_root(self) -> Self {
+        Self { root: true, ..self }
+    }
+
+    /// As these, with so much memory available.
+    const fn with_memory_mib(self, memory_mib: u64) -> Self {
+        Self { memory_mib, ..self }
+    }
+
+    /// As these, within `seconds` in lane 1.
+    const fn within(self, seconds: u64) -> Self {
+        Self {
+            limit: Duration::from_secs(seconds),
+            ..self
+        }
+    }
 }
 
 impl Case {
@@ -81,7 +116,18 @@ impl Case {
 /// All cases, in the order in which they run: what later ones rely on comes first.
 #[must_use]
 pub fn all() -> Vec<Case> {
-    [cli::CASES].concat()
+    [
+        cli::CASES,
+        lifecycle::CASES,
+        host_faults::CASES,
+        isolation::CASES,
+        snapshots::CASES,
+        bases::CASES,
+        apps::CASES,
+        overlays::CASES,
+        synthesis::CASES,
+    ]
+    .concat()
 }
 
 fn is_root() -> bool {

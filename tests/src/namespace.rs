@@ -1,0 +1,91 @@
+//! A mount namespace for one case, so that it can hide devices or bring small file systems. Cases
+//! run in processes of their own, so nothing of it is seen elsewhere; it needs root.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use crate::failure::Outcome;
+
+/// Gives this thread, and every process that it starts from now on, mounts of its own.
+pub fn private_mounts() -> Outcome {
+    // SAFETY: unshare takes one integer and touches no memory of ours.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    mount(
+        "none",
+        Path::new("/"),
+        "",
+        libc::MS_REC | libc::MS_PRIVATE,
+        "",
+    )
+}
+
+/// Mounts an empty tmpfs of `bytes` at `at`, seen by this case only.
+pub fn mount_tmpfs(at: &Path, bytes: u64) -> Outcome {
+    mount("tmpfs", at, "tmpfs", 0, &format!("size={bytes},mode=0700"))
+}
+
+/// Lays the file `over` over the existing file `at`.
+pub fn bind(over: &Path, at: &Path) -> Outcome {
+    mount(over, at, "", libc::MS_BIND, "")
+}
+
+/// Makes a device node at `to` for the same device as `from`, with `mode`.
+pub fn copy_node(from: &Path, to: &Path, mode: u32) -> Outcome {
+    let device = std::fs::metadata(from)?.rdev();
+    let path = CString::new(to.as_os_str().as_bytes())?;
+    // SAFETY: the pointer is to a string with an end, which lives until after the call.
+    check(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | mode, device) })?;
+    // Whatever the umask took away.
+    std::fs::set_permissions(to, std::fs::Permissions::from_mode(mode))?;
+    Ok(())
+}
+
+/// A `/dev` with nothing in it but the nodes named, each as it is in the real one.
+pub fn bare_dev(nodes: &[&str]) -> Outcome {
+    let real = tempfile::tempdir()?;
+    mount("/dev", real.path(), "", libc::MS_BIND | libc::MS_REC, "")?;
+    mount("tmpfs", Path::new("/dev"), "tmpfs", 0, "mode=0755")?;
+    for node in nodes {
+        let path = Path::new("/dev").join(node);
+        std::fs::write(&path, "")?;
+        bind(&real.path().join(node), &path)?;
+    }
+    // The mount over it stays with the namespace; the directory itself must not be removed then.
+    let _ = real.keep();
+    Ok(())
+}
+
+fn mount(
+    source: impl AsRef<Path>,
+    target: &Path,
+    kind: &str,
+    flags: libc::c_ulong,
+    data: &str,
+) -> Outcome {
+    let source = CString::new(source.as_ref().as_os_str().as_bytes())?;
+    let target = CString::new(target.as_os_str().as_bytes())?;
+    let kind = CString::new(kind)?;
+    let data = CString::new(data)?;
+    // SAFETY: the four pointers are to strings with an end, which live until after the call.
+    check(unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            kind.as_ptr(),
+            flags,
+            data.as_ptr().cast(),
+        )
+    })?;
+    Ok(())
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
