@@ -24,7 +24,10 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap,
 };
 
-use super::layout::{PageRun, RamLayout, RamPage, to_u64, to_usize};
+use super::layout::{PageRun, PageSet, RamLayout, RamPage, to_u64, to_usize};
+use super::pagemap::{Pagemap, PagemapError};
+use super::pieces::{self, Backing, PIECES_MAX, Piece, Plan, PlanError};
+use super::placer::{Placer, PlacerBuildError};
 
 /// The guest's RAM as vm-memory sees it, with a bitmap of what devices have written.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
@@ -69,6 +72,29 @@ pub enum RamError {
     /// The kernel refused advice on the mapping.
     #[error("madvise on guest RAM failed")]
     Advise(#[source] io::Error),
+    /// The delta cannot be laid out over RAM.
+    #[error("the delta does not fit the VM's RAM")]
+    Plan(#[source] PlanError),
+    /// The delta pieces cannot be paged in.
+    #[error("the missing pages of guest RAM cannot be waited for")]
+    Placer(#[source] PlacerBuildError),
+    /// It cannot be said later which pages have changed.
+    #[error("changes of guest RAM cannot be observed")]
+    Pagemap(#[source] PagemapError),
+}
+
+/// Why it cannot be said which pages are a VM's own.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnPagesError {
+    /// Pages have still to come, so any answer would be incomplete.
+    #[error("{remaining} pages of guest RAM have not arrived yet")]
+    Incomplete {
+        /// How many.
+        remaining: u64,
+    },
+    /// The kernel's page map cannot be read.
+    #[error("cannot look through the mappings of guest RAM")]
+    Pagemap(#[source] PagemapError),
 }
 
 /// One contiguous range of guest memory, as KVM gets it.
@@ -126,6 +152,10 @@ pub struct Ram {
     layout: RamLayout,
     guest: Arc<GuestRam>,
     slots: Vec<Slot>,
+    pieces: Vec<Piece>,
+    base: Option<File>,
+    placer: Option<Placer>,
+    pagemap: Pagemap,
 }
 
 impl Ram {
@@ -134,7 +164,7 @@ impl Ram {
     /// # Errors
     /// [`RamError`] if the address space cannot be had.
     pub fn anonymous(layout: &RamLayout) -> Result<Self, RamError> {
-        Self::reserve(layout)?.advised()
+        Self::build(layout, None, Plan::whole(layout, Backing::Zero))
     }
 
     /// RAM with the contents of a memory image, mapped privately: pages are shared through the
@@ -147,12 +177,40 @@ impl Ram {
     /// [`RamError::ImageLength`] if the file has not exactly the length of RAM, other
     /// [`RamError`]s if it cannot be mapped.
     pub fn from_image(layout: &RamLayout, image: &File) -> Result<Self, RamError> {
-        check_image(layout, image)?;
-        let ram = Self::reserve(layout)?;
-        for region in layout.regions() {
-            ram.map_image(image, &region.run())?;
-        }
-        ram.advised()
+        Self::build(layout, Some(image), Plan::whole(layout, Backing::Base))
+    }
+
+    /// RAM of which the pages of `delta` come from outside, one by one, through the [`Placer`];
+    /// those of `zero` are zeros, and the rest is the base's (mapped as by [`Ram::from_image`]),
+    /// or zeros if there is no base. The runs may come in any order.
+    ///
+    /// Whoever touches a missing page waits until it is placed, so a [`Pager`](super::Pager) has
+    /// to run before anybody does. Until [`Placer::finish`] nobody may discard pages
+    /// (`MADV_DONTNEED`): they would be missing again, with nobody to bring them.
+    ///
+    /// # Errors
+    /// [`RamError::Plan`] if the runs are empty, overlap, or lie outside RAM;
+    /// [`RamError::Placer`] if userfaultfd cannot be had; otherwise as [`Ram::from_image`].
+    pub fn with_delta(
+        layout: &RamLayout,
+        base: Option<&File>,
+        delta: &[PageRun],
+        zero: &[PageRun],
+    ) -> Result<(Self, Placer), RamError> {
+        let plan = pieces::plan(layout, base.is_some(), delta, zero, PIECES_MAX)
+            .map_err(RamError::Plan)?;
+        let mut ram = Self::build(layout, base, plan.clone())?;
+        let placer_base = base
+            .map(File::try_clone)
+            .transpose()
+            .map_err(RamError::Image)?;
+        // SAFETY: the slots are those of the memory; the plan's delta pieces lie in them and are
+        // parts of the anonymous reservation, since `build` mapped nothing over them and has not
+        // let anybody see them.
+        let placer = unsafe { Placer::new(&ram.guest, &ram.slots, &plan, placer_base) }
+            .map_err(RamError::Placer)?;
+        ram.placer = Some(placer.clone());
+        Ok((ram, placer))
     }
 
     /// What vm-memory and the devices work on.
@@ -172,6 +230,78 @@ impl Ram {
         &self.layout
     }
 
+    /// Who places missing pages, if RAM was built with any.
+    pub fn placer(&self) -> Option<&Placer> {
+        self.placer.as_ref()
+    }
+
+    /// The pages that are this VM's own: written over the base's file, touched in anonymous
+    /// memory, or placed. Everything else is what the base's file has there, or zeros. A page of
+    /// its own need not differ: it may have been written with what it held, or only read in
+    /// anonymous memory.
+    ///
+    /// Takes no logging and no preparation. While vCPUs run, pages that are written during the
+    /// call may or may not be in the answer.
+    ///
+    /// # Errors
+    /// [`OwnPagesError::Incomplete`] as long as pages have to be placed.
+    pub fn private_pages(&self) -> Result<PageSet, OwnPagesError> {
+        let remaining = self.placer.as_ref().map_or(0, Placer::remaining);
+        if remaining > 0 {
+            return Err(OwnPagesError::Incomplete { remaining });
+        }
+        let mut pages = PageSet::new(self.layout.pages());
+        for slot in &self.slots {
+            self.pagemap
+                .add_own(slot.host, &slot.run(), &mut pages)
+                .map_err(OwnPagesError::Pagemap)?;
+        }
+        Ok(pages)
+    }
+
+    /// The pages that may differ from the base: the private ones, and the zero pages that the
+    /// delta had mapped over the base, touched or not. Without a base: from zeros.
+    ///
+    /// # Errors
+    /// As [`Ram::private_pages`].
+    pub fn pages_off_base(&self) -> Result<PageSet, OwnPagesError> {
+        let mut pages = self.private_pages()?;
+        if self.base.is_some() {
+            for run in self.runs_of(Backing::Zero) {
+                pages.insert_run(&run);
+            }
+        }
+        Ok(pages)
+    }
+
+    /// The file behind base pieces.
+    pub(super) fn base(&self) -> Option<&File> {
+        self.base.as_ref()
+    }
+
+    /// The pages of all pieces with a backing, in order.
+    pub(super) fn runs_of(&self, backing: Backing) -> impl Iterator<Item = PageRun> + '_ {
+        self.pieces
+            .iter()
+            .filter(move |piece| piece.backing == backing)
+            .map(|piece| piece.run)
+    }
+
+    /// Builds the mappings of a plan.
+    fn build(layout: &RamLayout, base: Option<&File>, plan: Plan) -> Result<Self, RamError> {
+        let mut ram = Self::reserve(layout)?;
+        if let Some(image) = base {
+            check_image(layout, image)?;
+            for run in plan.runs_of(Backing::Base) {
+                ram.map_image(image, &run)?;
+            }
+            ram.base = Some(image.try_clone().map_err(RamError::Image)?);
+        }
+        ram.pieces = plan.pieces;
+        ram.advise()?;
+        Ok(ram)
+    }
+
     /// Reserves the address space: anonymous memory in every region.
     fn reserve(layout: &RamLayout) -> Result<Self, RamError> {
         let mut regions = Vec::new();
@@ -189,7 +319,7 @@ impl Ram {
             slots.push(Slot {
                 index,
                 gpa: region.gpa,
-                host: to_u64(mapping.as_ptr().addr()),
+                host: to_u64(mapping.as_ptr().expose_provenance()),
                 len: region.len,
                 first: region.run().first,
             });
@@ -204,6 +334,10 @@ impl Ram {
             layout: *layout,
             guest: Arc::new(guest),
             slots,
+            pieces: Vec::new(),
+            base: None,
+            placer: None,
+            pagemap: Pagemap::open().map_err(RamError::Pagemap)?,
         })
     }
 
@@ -251,7 +385,7 @@ impl Ram {
     }
 
     /// Gives the kernel the advice that holds for all guest memory.
-    fn advised(self) -> Result<Self, RamError> {
+    fn advise(&self) -> Result<(), RamError> {
         for region in self.guest.iter() {
             for advice in [libc::MADV_DONTDUMP, libc::MADV_NOHUGEPAGE] {
                 // SAFETY: the range is a whole region that `self.guest` owns; neither advice
@@ -266,7 +400,7 @@ impl Ram {
                 }
             }
         }
-        Ok(self)
+        Ok(())
     }
 }
 
