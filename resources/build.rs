@@ -8,23 +8,28 @@ use std::{env, fs};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// One guest program: its folder below `guest/`, and whether the linker writes a flat image.
+/// One guest program: its folder below `guest/`, its linker script, and whether the linker writes a
+/// flat image.
 struct Program {
     name: &'static str,
+    script: &'static str,
     flat: bool,
 }
 
 const PROGRAMS: [Program; 1] = [Program {
     name: "runtime",
+    script: "runtime/link.ld",
     flat: false,
 }];
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=src");
+    for path in ["build.rs", "src/hash.rs", "src/protocol.rs"] {
+        println!("cargo::rerun-if-changed={path}");
+    }
     watch(&root.join("guest"));
+    library(&root, &out);
     for program in &PROGRAMS {
         compile(&root, &out, program);
     }
@@ -41,27 +46,17 @@ fn watch(folder: &Path) {
     }
 }
 
-fn compile(root: &Path, out: &Path, program: &Program) {
-    let folder = root.join("guest").join(program.name);
-    let image = out.join(program.name);
+/// What all compilations of guest code have in common.
+fn rustc(root: &Path, crate_type: &str, name: &str) -> Command {
     let mut rustc = Command::new(env::var_os("RUSTC").expect("cargo sets it"));
     rustc
         .current_dir(root)
-        .env_remove("RUSTC_WRAPPER")
         .env(
             "GUEST_VERSION",
             env::var("CARGO_PKG_VERSION").expect("cargo sets it"),
         )
-        .args([
-            "--edition",
-            "2024",
-            "--crate-type",
-            "bin",
-            "--target",
-            TARGET,
-        ])
-        .arg("--crate-name")
-        .arg(format!("guest_{}", program.name))
+        .args(["--edition", "2024", "--target", TARGET])
+        .args(["--crate-type", crate_type, "--crate-name", name])
         .args(["-D", "warnings", "-D", "unsafe_op_in_unsafe_fn"])
         .args([
             "-C",
@@ -72,6 +67,28 @@ fn compile(root: &Path, out: &Path, program: &Program) {
             "codegen-units=1",
         ])
         .args(["-C", "relocation-model=static", "-C", "strip=debuginfo"])
+        .arg(format!("--remap-path-prefix={}=cloudlet", root.display()));
+    rustc
+}
+
+fn run(mut command: Command, what: &str) {
+    let status = command.status().expect("rustc can be started");
+    assert!(status.success(), "the guest's `{what}` does not build");
+}
+
+/// The crate `shared`, which every guest program uses.
+fn library(root: &Path, out: &Path) {
+    let mut command = rustc(root, "rlib", "shared");
+    command.arg("guest/shared/lib.rs").arg("--out-dir").arg(out);
+    run(command, "shared");
+}
+
+fn compile(root: &Path, out: &Path, program: &Program) {
+    let script = root.join("guest").join(program.script);
+    let mut command = rustc(root, "bin", &format!("guest_{}", program.name));
+    command
+        .arg("--extern")
+        .arg(format!("shared={}", out.join("libshared.rlib").display()))
         .args(["-C", "linker=rust-lld", "-C", "linker-flavor=ld.lld"])
         .args([
             "-C",
@@ -80,18 +97,12 @@ fn compile(root: &Path, out: &Path, program: &Program) {
             "link-arg=-znognustack",
         ])
         .arg("-C")
-        .arg(format!("link-arg=-T{}", folder.join("link.ld").display()))
-        .arg(format!("--remap-path-prefix={}=cloudlet", root.display()))
-        .arg(folder.join("main.rs"))
+        .arg(format!("link-arg=-T{}", script.display()))
+        .arg(format!("guest/{}/main.rs", program.name))
         .arg("-o")
-        .arg(&image);
+        .arg(out.join(program.name));
     if program.flat {
-        rustc.args(["-C", "link-arg=--oformat=binary"]);
+        command.args(["-C", "link-arg=--oformat=binary"]);
     }
-    let status = rustc.status().expect("rustc can be started");
-    assert!(
-        status.success(),
-        "the guest program `{}` does not build",
-        program.name
-    );
+    run(command, program.name);
 }

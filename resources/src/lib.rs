@@ -3,6 +3,12 @@
 //! Nothing here is prebuilt: `build.rs` compiles the guest programs from `guest/`.
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+pub mod client;
+pub mod hash;
+pub mod protocol;
+
 /// The unikernel: an ELF image that boots by its PVH note or by the 64-bit Linux boot protocol.
 ///
 /// Its first output on COM1 begins with [`GUEST_BANNER`]; [`GUEST_READY`] follows when it waits for

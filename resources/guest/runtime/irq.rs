@@ -48,7 +48,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Enables the LAPIC and starts the clock with ticks a second apart.
+    /// Enables the LAPIC and starts the clock with ticks four seconds apart.
     pub fn start() -> Clock {
         SPURIOUS.write(0x100 | SPURIOUS_VECTOR);
         DIVIDE.write(0b1011);
@@ -60,7 +60,7 @@ impl Clock {
             ticks: cpu::ticks(),
             period: 0,
         };
-        clock.set_tick(1_000_000_000);
+        clock.set_tick(4_000_000_000);
         clock
     }
 

@@ -5,59 +5,80 @@
 
 extern crate alloc;
 
+use alloc::vec::Vec;
 use core::arch::global_asm;
 use core::panic::PanicInfo;
 
+use shared::abi::Services;
+use shared::heap::Heap;
+use shared::protocol::PORT;
+
+mod app;
+mod block;
 mod bootinfo;
 mod console;
 mod cpu;
-#[path = "../shared/heap.rs"]
-mod heap;
+mod host;
 mod irq;
-#[path = "../shared/mem.rs"]
-mod mem;
+mod memory;
+mod peers;
+mod rng;
+mod server;
+mod store;
+mod virtio;
+mod vsock;
 
 global_asm!(include_str!("boot.s"));
 
-/// Applications are linked here.
-const APP_BASE: u64 = 0x100_0000;
-
 #[global_allocator]
-static HEAP: heap::Heap = heap::Heap::new();
+static HEAP: Heap = Heap::new();
+
+static mut SERVICES: Services = host::services();
+
+const DEVICE_BLOCK: u32 = 2;
+const DEVICE_RNG: u32 = 4;
+const DEVICE_VSOCK: u32 = 19;
 
 /// CPL 3 starts here; `linux` and `info` are as boot.s found them.
 #[unsafe(no_mangle)]
 extern "C" fn user_start(linux: u32, info: u64) -> ! {
-    say!("cloudlet-guest {} starting", env!("GUEST_VERSION"));
+    say!("cloudlet-guest {}", env!("GUEST_VERSION"));
     // SAFETY: boot.s passes on what the loader gave it.
     let boot = unsafe { bootinfo::BootInfo::read(linux != 0, info) };
-    let mut clock = irq::Clock::start();
-    let top = boot
-        .ranges()
-        .iter()
-        .find(|r| r.start <= 0x10_0000 && r.end > 0x20_0000);
-    let Some(top) = top else {
-        panic!("no memory at 2 MiB")
+    let Some(plan) = memory::plan(boot.ranges()) else {
+        panic!("no memory above 2 MiB")
     };
-    // SAFETY: RAM above the image and below the application's place; the loader's structures have
-    // been read.
-    unsafe {
-        HEAP.add(
-            0x20_0000,
-            usize::try_from(top.end.min(APP_BASE)).unwrap_or(0),
-        )
-    };
-    say!("heap {} bytes", HEAP.usage().1);
-    for device in bootinfo::mmio_devices(boot.cmdline()) {
-        irq::enable_pin(device.pin);
-        say!("device {:#x} pin {}", device.base, device.pin);
+    // SAFETY: RAM above the image and below applications; the loader's structures have been copied.
+    unsafe { HEAP.add(plan.heap.start, plan.heap.end) };
+    memory::map_high(plan.space.high);
+    let clock = irq::Clock::start();
+
+    let (mut rng, mut vsock, mut disks) = (None, None, Vec::new());
+    for place in bootinfo::mmio_devices(boot.cmdline()) {
+        let Some(device) = virtio::Device::probe(place) else {
+            continue;
+        };
+        match device.id {
+            DEVICE_RNG if rng.is_none() => rng = Some(rng::Rng::new(device)),
+            DEVICE_VSOCK if vsock.is_none() => vsock = Some(vsock::Vsock::new(device, PORT)),
+            DEVICE_BLOCK => disks.push(block::Disk::new(device)),
+            id => say!("cloudlet-guest: no driver for virtio device {id}"),
+        }
     }
+    let found = (rng.is_some(), vsock.is_some(), disks.len());
+    host::set_up(clock, rng);
+    say!(
+        "cloudlet-guest: {} MiB, rng {}, vsock {}, disks {}",
+        plan.total >> 20,
+        found.0,
+        found.1,
+        found.2
+    );
+    // SAFETY: the only reference to it, made once.
+    let services = unsafe { &mut *(&raw mut SERVICES) };
+    let server = server::Server::new(vsock, disks, plan.space, plan.total, services);
     say!("cloudlet-guest: ready");
-    loop {
-        cpu::clear_seen();
-        cpu::wait();
-        say!("tick {} {}", cpu::ticks(), clock.now());
-    }
+    server.run()
 }
 
 /// A fault, reported by the path that boot.s prepares; then the machine ends.
