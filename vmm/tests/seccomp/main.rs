@@ -1,6 +1,8 @@
 //! Forbidden calls really end the process, with a report; allowed ones pass. Each case runs in a
 //! process of its own: this test binary again, told by an environment variable what to do.
 
+mod paging;
+
 use cloudlet_vmm::seccomp::{
     EXIT_CODE_VIOLATION, SeccompError, ThreadKind, explain, install, parse_report, prepare,
 };
@@ -30,11 +32,14 @@ const X32_SYSCALL_BIT: i64 = 0x4000_0000;
 fn child() {
     let Ok(case) = env::var(CASE) else { return };
     let (kind, deed) = case.split_once(':').expect("KIND:DEED");
+    prepare(io::stderr().as_fd().try_clone_to_owned().expect("dup")).expect("prepare");
+    if deed == "paging" {
+        return paging::child();
+    }
     let kind = ThreadKind::ALL
         .into_iter()
         .find(|k| k.name() == kind)
         .expect("a thread kind");
-    prepare(io::stderr().as_fd().try_clone_to_owned().expect("dup")).expect("prepare");
     let name = if kind == ThreadKind::Vcpu {
         "vcpu7"
     } else {
@@ -246,6 +251,15 @@ fn allowed_calls_pass() {
         assert!(text.contains("written"), "{text}");
         assert_eq!(explain(output.status, &text), None);
     }
+}
+
+/// The real pager and a worker that places what the pager asks for, each under its filter.
+#[test]
+fn paging_passes_the_filters() {
+    let output = run(ThreadKind::Pager, "paging");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{:?}\n{text}", output.status);
+    assert!(text.contains("all pages are right"), "{text}");
 }
 
 /// A panic ends as one (the release profile aborts), not as a violation.
