@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 
 use vm_memory::{Bytes, GuestMemoryError};
 
-use super::layout::{PAGE, PAGE_BYTES, PageRun, PageSet, RamPage, to_u64, to_usize};
+use super::layout::{LayoutError, PAGE, PAGE_BYTES, PageRun, PageSet, RamPage, to_u64, to_usize};
 use super::pieces::Backing;
 use super::ram::{OwnPagesError, Ram};
 
@@ -37,12 +37,9 @@ pub enum ImageError {
         #[source]
         source: GuestMemoryError,
     },
-    /// A page is outside RAM.
-    #[error("page {page} is outside guest RAM")]
-    Outside {
-        /// The page.
-        page: u64,
-    },
+    /// The pages to write are not all RAM.
+    #[error("cannot write pages that RAM does not have")]
+    Outside(#[source] LayoutError),
     /// The file cannot be written.
     #[error("cannot write the memory image")]
     Write(#[source] io::Error),
@@ -94,51 +91,30 @@ impl Ram {
     /// # Errors
     /// [`ImageError`].
     pub fn write_image_run(&self, image: &File, run: &PageRun) -> Result<(), ImageError> {
+        self.layout().check(run).map_err(ImageError::Outside)?;
         let mut buffer = vec![0u8; to_usize(run.bytes().min(CHUNK_BYTES))];
-        let mut at = run.first;
-        while at < run.end() {
-            let left = PageRun {
-                first: at,
-                count: run.end().0 - at.0,
-            };
-            let part = PageRun {
-                first: at,
-                count: left.count.min(CHUNK_BYTES / PAGE_BYTES),
-            };
-            let part = self.in_one_region(&part)?;
-            let bytes = &mut buffer[..to_usize(part.bytes())];
-            self.read_pages(at, bytes)?;
-            write_nonzero(image, at.offset(), bytes).map_err(ImageError::Write)?;
-            at = part.end();
+        let regions = self.layout().regions().iter();
+        for mut left in regions.filter_map(|region| run.overlap(&region.run())) {
+            while left.count > 0 {
+                let count = left.count.min(CHUNK_BYTES / PAGE_BYTES);
+                let bytes = &mut buffer[..to_usize(count * PAGE_BYTES)];
+                self.read_pages(left.first, bytes)?;
+                write_nonzero(image, left.first.offset(), bytes).map_err(ImageError::Write)?;
+                left = PageRun::new(left.first.0 + count, left.count - count);
+            }
         }
         Ok(())
     }
 
-    /// The part of `run` from its start on that lies in one region.
-    fn in_one_region(&self, run: &PageRun) -> Result<PageRun, ImageError> {
-        let mut parts = self
-            .layout()
-            .regions()
-            .iter()
-            .map(|region| run.overlap(&region.run()));
-        let outside = ImageError::Outside { page: run.first.0 };
-        parts
-            .find_map(|part| part.filter(|part| part.first == run.first))
-            .ok_or(outside)
-    }
-
     /// Reads neighbouring pages of one region.
     fn read_pages(&self, first: RamPage, bytes: &mut [u8]) -> Result<(), ImageError> {
-        let gpa = self
-            .layout()
-            .gpa_of(first)
-            .ok_or(ImageError::Outside { page: first.0 })?;
-        self.guest()
-            .read_slice(bytes, gpa)
-            .map_err(|source| ImageError::Read {
-                page: first.0,
-                source,
-            })
+        let read = |source| ImageError::Read {
+            page: first.0,
+            source,
+        };
+        let none = GuestMemoryError::InvalidBackendAddress;
+        let gpa = self.layout().gpa_of(first).ok_or_else(|| read(none))?;
+        self.guest().read_slice(bytes, gpa).map_err(read)
     }
 }
 
@@ -197,5 +173,89 @@ fn seek(file: &File, at: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
         Ok(None)
     } else {
         Err(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::memory::{HOLE_END, HOLE_START, RamLayout};
+
+    fn blocks_bytes(file: &File) -> u64 {
+        file.metadata().unwrap().blocks() * 512
+    }
+
+    #[test]
+    fn untouched_ram_is_a_hole_as_long_as_ram() {
+        let layout = RamLayout::new(HOLE_START + (64 << 20)).unwrap();
+        let ram = Ram::anonymous(&layout).unwrap();
+        let image = tempfile::tempfile().unwrap();
+        ram.write_image(&image).unwrap();
+        assert_eq!(image.metadata().unwrap().len(), layout.bytes());
+        assert_eq!(blocks_bytes(&image), 0);
+    }
+
+    #[test]
+    fn an_image_round_trips_on_both_sides_of_the_hole() {
+        let layout = RamLayout::new(HOLE_START + (8 << 20)).unwrap();
+        let ram = Ram::anonymous(&layout).unwrap();
+        let spots = [0, 5000, HOLE_START - 8, HOLE_END, HOLE_END + (8 << 20) - 8];
+        for gpa in spots {
+            ram.guest().write_obj(gpa + 1, GuestAddress(gpa)).unwrap();
+        }
+        ram.guest().write_obj(0u64, GuestAddress(1 << 20)).unwrap();
+        assert_eq!(ram.image_pages().unwrap().count(), 6);
+        let image = tempfile::tempfile().unwrap();
+        ram.write_image(&image).unwrap();
+        assert!(blocks_bytes(&image) <= 64 << 10, "zero pages are holes");
+
+        let clone = Ram::from_image(&layout, &image).unwrap();
+        for gpa in spots {
+            assert_eq!(
+                clone.guest().read_obj::<u64>(GuestAddress(gpa)).unwrap(),
+                gpa + 1
+            );
+        }
+        assert!(clone.private_pages().unwrap().is_empty());
+        // Data that is not written again comes from the base's file.
+        clone
+            .guest()
+            .write_obj(7u64, GuestAddress(1 << 21))
+            .unwrap();
+        let second = tempfile::tempfile().unwrap();
+        clone.write_image(&second).unwrap();
+        let mut bytes = [0; 8];
+        for (offset, value) in [(0, 1), (HOLE_START, HOLE_END + 1), (1 << 21, 7)] {
+            second.read_exact_at(&mut bytes, offset).unwrap();
+            assert_eq!(u64::from_le_bytes(bytes), value);
+        }
+    }
+
+    #[test]
+    fn zero_pages_are_found_wherever_the_other_byte_is() {
+        let mut page = [0; PAGE];
+        assert!(is_zero(&page));
+        for at in [0, 1, 63, 64, 2047, PAGE - 1] {
+            page[at] = 1;
+            assert!(!is_zero(&page));
+            page[at] = 0;
+        }
+    }
+
+    #[test]
+    fn pages_outside_ram_are_no_part_of_an_image() {
+        let ram = Ram::anonymous(&RamLayout::new(16 * PAGE_BYTES).unwrap()).unwrap();
+        let image = tempfile::tempfile().unwrap();
+        for run in [
+            PageRun::new(16, 1),
+            PageRun::new(10, 10),
+            PageRun::new(u64::MAX, 5),
+        ] {
+            assert!(ram.write_image_run(&image, &run).is_err(), "{run:?}");
+        }
     }
 }

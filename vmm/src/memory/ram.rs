@@ -490,4 +490,79 @@ mod tests {
         let error = Ram::from_image(&layout, &image_of(63)).unwrap_err();
         assert!(matches!(error, RamError::ImageLength { .. }), "{error}");
     }
+
+    #[test]
+    fn private_pages_are_the_written_ones() {
+        let layout = RamLayout::new(256 * PAGE_BYTES).unwrap();
+        let ram = Ram::from_image(&layout, &image_of(256)).unwrap();
+        let guest = ram.guest();
+        for page in 0..256 {
+            let at = GuestAddress(page * PAGE_BYTES + 100);
+            let byte = guest.read_obj::<u8>(at).unwrap();
+            if page % 7 == 3 {
+                guest.write_obj(byte, at).unwrap();
+            }
+        }
+        let private: Vec<u64> = ram
+            .private_pages()
+            .unwrap()
+            .iter()
+            .map(|page| page.0)
+            .collect();
+        assert_eq!(
+            private,
+            (0..256).filter(|page| page % 7 == 3).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn a_scattered_delta_keeps_within_its_mappings() {
+        let pages = 1 << 15;
+        let layout = RamLayout::new(pages * PAGE_BYTES).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(layout.bytes()).unwrap();
+        let delta: Vec<PageRun> = (0..pages / 8).map(|n| PageRun::new(n * 8, 2)).collect();
+        let (ram, placer) = Ram::with_delta(&layout, Some(&file), &delta, &[]).unwrap();
+        assert!(
+            ram.pieces.len() <= PIECES_MAX,
+            "{} pieces",
+            ram.pieces.len()
+        );
+        for run in &delta {
+            placer.place(run.first, &[1; 2 * PAGE]).unwrap();
+        }
+        while placer.place_base_pages(5000).unwrap() > 0 {}
+        assert!(placer.finish().unwrap());
+        for (page, byte) in [
+            (0, 1u8),
+            (1, 1),
+            (2, 0),
+            (7, 0),
+            (pages - 8, 1),
+            (pages - 1, 0),
+        ] {
+            let at = GuestAddress(page * PAGE_BYTES);
+            assert_eq!(ram.guest().read_obj::<u8>(at).unwrap(), byte, "page {page}");
+        }
+    }
+
+    #[test]
+    fn thousands_of_pieces_are_one_slot() {
+        let pages = 1 << 18;
+        let layout = RamLayout::new(pages * PAGE_BYTES).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(layout.bytes()).unwrap();
+        let delta: Vec<PageRun> = (0..2000).map(|n| PageRun::new(n * 128 + 50, 2)).collect();
+        let (ram, placer) = Ram::with_delta(&layout, Some(&file), &delta, &[]).unwrap();
+        assert_eq!(ram.pieces.len(), 4001);
+        assert_eq!(ram.slots().len(), 1);
+        for run in &delta {
+            placer.place(run.first, &[1; 2 * PAGE]).unwrap();
+        }
+        assert!(placer.finish().unwrap());
+        assert_eq!(
+            ram.private_pages().unwrap().runs().collect::<Vec<_>>(),
+            delta
+        );
+    }
 }
