@@ -1,1 +1,3 @@
 //! The library behind the program: synthesis, store, control.
+pub mod fetch;
+pub mod serve;
