@@ -3,13 +3,14 @@
 
 mod paging;
 
+use cloudlet_snapshot::{AtomicDir, AtomicFile};
 use cloudlet_vmm::seccomp::{
     EXIT_CODE_VIOLATION, SeccompError, ThreadKind, explain, install, parse_report, prepare,
 };
 use std::env;
 use std::ffi::CStr;
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::net::ToSocketAddrs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::ExitStatusExt;
@@ -90,6 +91,7 @@ fn allowed(kind: ThreadKind, mut zero: &File) {
         assert!(found.ip().is_loopback(), "{found}");
     }
     if kind == ThreadKind::Control {
+        write_files();
         // A worker that is started late narrows the filter that it inherits.
         thread::Builder::new()
             .name("worker0".to_owned())
@@ -98,6 +100,28 @@ fn allowed(kind: ThreadKind, mut zero: &File) {
             .join()
             .expect("join");
     }
+}
+
+/// Files and directories that appear whole, and threads without a filter of their own.
+fn write_files() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("file");
+    let file = AtomicFile::create(&path).expect("create");
+    file.file().write_all(b"contents").expect("write");
+    file.commit().expect("commit");
+    let whole = AtomicDir::create(directory.path().join("directory")).expect("create");
+    File::create(whole.path().join("inside"))
+        .expect("create")
+        .set_len(1 << 20)
+        .expect("length");
+    whole.commit().expect("commit");
+    drop(AtomicDir::create(directory.path().join("dropped")).expect("create"));
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| fs::read(&path).expect("read"));
+        }
+    });
 }
 
 fn forbidden(deed: &str, zero: &File) {
