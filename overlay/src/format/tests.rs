@@ -1,1 +1,615 @@
-//! Tests.
+//! Forged prefixes and indexes: their hashes are right, their content is not.
+
+use proptest::prelude::*;
+
+use super::prefix::run_table_raw;
+use super::*;
+use crate::bytes::to_usize;
+use crate::decode::StoredPart;
+use crate::digest::Digest;
+use crate::page::{SPACE_PAGES_MAX, SpaceSize};
+use crate::testing::{base_id, sample};
+
+/// What a forger puts into an index; [`Forge::good`] is accepted.
+#[derive(Clone, Debug)]
+struct Forge {
+    spaces: Vec<SpaceSize>,
+    literal: Vec<[u8; LITERAL_RUN_BYTES]>,
+    derived: Vec<[u8; DERIVED_RUN_BYTES]>,
+    segments: Vec<SegmentEntry>,
+    early_segments: u32,
+}
+
+fn literal(page: u32, pages: u16, space: u8, kind: u8) -> [u8; LITERAL_RUN_BYTES] {
+    let mut out = [0, 0, 0, 0, 0, 0, space, kind];
+    out[..4].copy_from_slice(&page.to_le_bytes());
+    out[4..6].copy_from_slice(&(pages - 1).to_le_bytes());
+    out
+}
+
+fn derived(page: u32, pages: u16, space: u8, kind: u8, source: u32) -> [u8; DERIVED_RUN_BYTES] {
+    let mut out = [0; DERIVED_RUN_BYTES];
+    out[..LITERAL_RUN_BYTES].copy_from_slice(&literal(page, pages, space, kind));
+    out[LITERAL_RUN_BYTES..].copy_from_slice(&source.to_le_bytes());
+    out
+}
+
+fn segment(stored_bytes: u32, runs: u16, codec: Codec) -> SegmentEntry {
+    SegmentEntry {
+        stored_bytes,
+        runs,
+        codec,
+        hash: Digest([7; 32]),
+    }
+}
+
+impl Forge {
+    fn good() -> Self {
+        let size = |space, pages, base_pages| SpaceSize {
+            space,
+            pages,
+            base_pages,
+        };
+        Self {
+            spaces: vec![size(Space::Memory, 1000, 900), size(Space::Disk(1), 50, 60)],
+            literal: vec![
+                literal(100, 10, 0, KIND_LITERAL),
+                literal(40, 10, 2, KIND_LITERAL),
+                literal(500, 256, 0, KIND_LITERAL),
+            ],
+            derived: vec![
+                derived(0, 100, 0, KIND_ZERO, 0),
+                derived(990, 10, 0, KIND_BASE_PAGE, 890),
+                derived(0, 40, 2, KIND_BASE_PAGE, 20),
+            ],
+            segments: vec![
+                segment(65536, 1, Codec::Zstd),
+                segment(4096, 1, Codec::Zstd),
+                segment(256 * 4096, 1, Codec::Raw),
+            ],
+            early_segments: 0,
+        }
+        .with(|forge| forge.segments[0].stored_bytes = 10 * 4096 - 1)
+    }
+
+    fn with(mut self, edit: impl FnOnce(&mut Self)) -> Self {
+        edit(&mut self);
+        self
+    }
+
+    fn head(&self) -> Result<(Vec<u8>, Prefix), FormatError> {
+        let bytes = [self.literal.as_flattened(), self.derived.as_flattened()].concat();
+        let raw_bytes = bytes.len();
+        let run_table = StoredPart {
+            hash: Digest::of(&bytes),
+            bytes,
+            raw_bytes,
+            codec: Codec::Raw,
+        };
+        let state = StoredPart {
+            hash: Digest::of(b""),
+            bytes: vec![],
+            raw_bytes: 0,
+            codec: Codec::Raw,
+        };
+        Tables {
+            base: base_id(),
+            spaces: &self.spaces,
+            meta: b"meta",
+            literal_runs: u32::try_from(self.literal.len()).unwrap(),
+            derived_runs: u32::try_from(self.derived.len()).unwrap(),
+            run_table: &run_table,
+            state: &state,
+            early_segments: self.early_segments,
+        }
+        .head(&self.segments)
+    }
+
+    fn parse(&self) -> Result<Index, FormatError> {
+        let (bytes, prefix) = self.head()?;
+        Index::parse(&prefix, &bytes[PREFIX_BYTES..])
+    }
+}
+
+/// The error of a forgery that differs from the good one by `edit`.
+fn refused(edit: impl FnOnce(&mut Forge)) -> FormatError {
+    Forge::good().with(edit).parse().unwrap_err()
+}
+
+#[test]
+fn the_unedited_forgery_is_accepted() {
+    let index = Forge::good().parse().unwrap();
+    assert_eq!(index.runs().len(), 6);
+    assert_eq!(index.meta(), b"meta");
+    let at = |page| index.lookup(PageAt::memory(page)).unwrap();
+    assert_eq!(at(995), PageContent::BasePage(895));
+    assert_eq!(at(450), PageContent::Unchanged);
+    assert_eq!(at(950), PageContent::Zero);
+    assert_eq!(
+        at(755),
+        PageContent::Literal {
+            segment: SegmentId(2),
+            slot: 255
+        }
+    );
+    let total: u64 = index
+        .segments()
+        .iter()
+        .map(|segment| u64::from(segment.stored_bytes))
+        .sum();
+    let first = index.segments()[0].offset;
+    let last = index.segments().last().unwrap();
+    assert_eq!(last.offset + u64::from(last.stored_bytes), first + total);
+}
+
+#[test]
+fn spaces_are_checked() {
+    let swapped = refused(|forge| forge.spaces.reverse());
+    assert!(matches!(
+        swapped,
+        FormatError::SpaceCode { entry: 1, code: 0 }
+    ));
+    let twice = refused(|forge| forge.spaces[1].space = Space::Memory);
+    assert!(matches!(
+        twice,
+        FormatError::SpaceCode { entry: 1, code: 0 }
+    ));
+    let unknown = refused(|forge| forge.spaces[1].space = Space::Disk(crate::page::DISKS_MAX));
+    assert!(matches!(
+        unknown,
+        FormatError::SpaceCode {
+            entry: 1,
+            code: 255
+        }
+    ));
+    let large = refused(|forge| forge.spaces[0].pages = SPACE_PAGES_MAX + 1);
+    assert!(matches!(large, FormatError::Limit { .. }));
+    let large = refused(|forge| forge.spaces[0].base_pages = u64::MAX);
+    assert!(matches!(large, FormatError::Limit { .. }));
+}
+
+#[test]
+fn runs_are_checked() {
+    let outside = refused(|forge| forge.derived[1] = derived(991, 10, 0, KIND_ZERO, 0));
+    assert!(matches!(outside, FormatError::RunEnd { run: 4, .. }));
+    let far = refused(|forge| forge.literal[0] = literal(u32::MAX, 10, 0, KIND_LITERAL));
+    assert!(matches!(far, FormatError::RunEnd { run: 0, .. }));
+    let nowhere = refused(|forge| forge.derived[0] = derived(0, 1, 1, KIND_ZERO, 0));
+    assert!(matches!(nowhere, FormatError::RunSpace { run: 3, code: 1 }));
+    let overlap = refused(|forge| forge.derived[0] = derived(0, 101, 0, KIND_ZERO, 0));
+    assert!(matches!(overlap, FormatError::Overlap { at } if at == PageAt::memory(100)));
+    let inside = refused(|forge| forge.derived[0] = derived(600, 1, 0, KIND_ZERO, 0));
+    assert!(matches!(inside, FormatError::Overlap { .. }));
+    let source = refused(|forge| forge.derived[1] = derived(990, 10, 0, KIND_BASE_PAGE, 891));
+    assert!(matches!(
+        source,
+        FormatError::Source {
+            run: 4,
+            source_page: 891,
+            ..
+        }
+    ));
+    let source = refused(|forge| forge.derived[1] = derived(990, 10, 0, KIND_BASE_PAGE, u32::MAX));
+    assert!(matches!(source, FormatError::Source { .. }));
+    let zero = refused(|forge| forge.derived[0] = derived(0, 1, 0, KIND_ZERO, 5));
+    assert!(matches!(
+        zero,
+        FormatError::Reserved {
+            place: Place::RunTable
+        }
+    ));
+}
+
+#[test]
+fn kinds_of_later_versions_are_refused_by_name() {
+    let error = refused(|forge| forge.derived[0] = derived(0, 1, 0, KIND_BASE_DISK, 5));
+    let text = "run 3 is of kind same as a base disk block, which this program does not support";
+    assert_eq!(error.to_string(), text);
+    let error = refused(|forge| forge.derived[0] = derived(0, 1, 0, KIND_EARLIER_PAGE, 5));
+    let text = "run 3 is of kind same as an earlier page, which this program does not support";
+    assert_eq!(error.to_string(), text);
+    for kind in [0, KIND_LITERAL, 6, 255] {
+        let error = refused(|forge| forge.derived[0] = derived(0, 1, 0, kind, 5));
+        assert!(matches!(error, FormatError::Kind { run: 3, .. }));
+    }
+    for kind in [0, KIND_ZERO, KIND_BASE_PAGE, KIND_BASE_DISK, 255] {
+        let error = refused(|forge| forge.literal[0] = literal(100, 10, 0, kind));
+        assert!(matches!(error, FormatError::Kind { run: 0, .. }));
+    }
+}
+
+#[test]
+fn segments_are_checked() {
+    let empty = refused(|forge| forge.segments[0].runs = 0);
+    assert!(matches!(
+        empty,
+        FormatError::SegmentRuns {
+            segment: 0,
+            runs: 0,
+            pages: 0
+        }
+    ));
+    let greedy = refused(|forge| forge.segments[2].runs = 2);
+    assert!(matches!(
+        greedy,
+        FormatError::SegmentRuns {
+            segment: 2,
+            runs: 2,
+            ..
+        }
+    ));
+    let greedy = refused(|forge| forge.segments[0].runs = u16::MAX);
+    assert!(matches!(
+        greedy,
+        FormatError::SegmentRuns { segment: 0, .. }
+    ));
+    let long = refused(|forge| forge.literal[2] = literal(500, 257, 0, KIND_LITERAL));
+    assert!(matches!(
+        long,
+        FormatError::SegmentRuns {
+            segment: 2,
+            pages: 257,
+            ..
+        }
+    ));
+    let long = refused(|forge| forge.early_segments = 3);
+    assert!(matches!(
+        long,
+        FormatError::SegmentRuns {
+            segment: 2,
+            pages: 256,
+            ..
+        }
+    ));
+    let many = refused(|forge| forge.early_segments = 4);
+    assert!(matches!(many, FormatError::Limit { .. }));
+    let loose = refused(|forge| forge.segments.truncate(2));
+    assert!(matches!(loose, FormatError::LooseRuns { count: 1 }));
+    Forge::good()
+        .with(|forge| forge.early_segments = 2)
+        .parse()
+        .unwrap();
+}
+
+#[test]
+fn stored_lengths_are_checked() {
+    for (stored, codec) in [(0, Codec::Zstd), (40960, Codec::Zstd), (40959, Codec::Raw)] {
+        let error = refused(|forge| {
+            forge.segments[0].stored_bytes = stored;
+            forge.segments[0].codec = codec;
+        });
+        assert!(matches!(
+            error,
+            FormatError::Stored {
+                place: Place::Segment(0),
+                ..
+            }
+        ));
+    }
+}
+
+/// Parses the good forgery after an edit of its bytes, with hash of the index made right.
+fn edited(edit: impl FnOnce(&mut Vec<u8>)) -> Result<Index, FormatError> {
+    let (mut bytes, _) = Forge::good().head().unwrap();
+    edit(&mut bytes);
+    let hash = Digest::of(&bytes[PREFIX_BYTES..]);
+    bytes[48..80].copy_from_slice(&hash.0);
+    let prefix = Prefix::parse(bytes.first_chunk().unwrap())?;
+    Index::parse(&prefix, &bytes[PREFIX_BYTES..])
+}
+
+fn put(at: usize, value: u32) -> Result<Index, FormatError> {
+    edited(|bytes| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes()))
+}
+
+#[test]
+fn prefix_numbers_are_checked() {
+    assert!(matches!(put(0, 0), Err(FormatError::Magic)));
+    assert!(matches!(put(8, 2), Err(FormatError::Version { found: 2 })));
+    for (at, limit) in [
+        (12, 33),
+        (120, 1 << 20),
+        (124, 1 << 20),
+        (132, 1 << 22),
+        (148, 64 << 20),
+    ] {
+        assert!(
+            matches!(put(at, limit + 1), Err(FormatError::Limit { .. })),
+            "field at {at}"
+        );
+        assert!(
+            matches!(put(at, u32::MAX), Err(FormatError::Limit { .. })),
+            "field at {at}"
+        );
+    }
+    assert!(matches!(
+        put(136, RUNS_MAX - 2),
+        Err(FormatError::Limit { .. })
+    ));
+    assert!(matches!(
+        put(136, 2),
+        Err(FormatError::Stored {
+            place: Place::RunTable,
+            ..
+        })
+    ));
+    assert!(matches!(
+        put(140, 1),
+        Err(FormatError::Stored {
+            place: Place::RunTable,
+            ..
+        })
+    ));
+    assert!(matches!(
+        put(144, 1),
+        Err(FormatError::Stored {
+            place: Place::State,
+            ..
+        })
+    ));
+    assert!(matches!(
+        put(152, 9),
+        Err(FormatError::Codec {
+            place: Place::RunTable,
+            code: 9
+        })
+    ));
+    assert!(matches!(
+        put(152, 0x900),
+        Err(FormatError::Codec {
+            place: Place::State,
+            code: 9
+        })
+    ));
+    assert!(matches!(
+        put(156, 1),
+        Err(FormatError::Reserved {
+            place: Place::Prefix
+        })
+    ));
+    assert!(matches!(
+        put(112, 500),
+        Err(FormatError::Length {
+            place: Place::Prefix,
+            ..
+        })
+    ));
+    assert!(matches!(
+        put(116, 1),
+        Err(FormatError::Length {
+            place: Place::Prefix,
+            ..
+        })
+    ));
+    assert!(matches!(
+        put(120, 5),
+        Err(FormatError::Length {
+            place: Place::Index,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn index_bytes_are_checked() {
+    let reserved = |at: usize| edited(|bytes| bytes[PREFIX_BYTES + at] = 1);
+    assert!(matches!(
+        reserved(3),
+        Err(FormatError::Reserved {
+            place: Place::Index
+        })
+    ));
+    let segments = 2 * SPACE_ENTRY_BYTES;
+    assert!(matches!(
+        reserved(segments + 7),
+        Err(FormatError::Reserved {
+            place: Place::Index
+        })
+    ));
+    let codec = edited(|bytes| bytes[PREFIX_BYTES + segments + 6] = 2);
+    assert!(matches!(
+        codec,
+        Err(FormatError::Codec {
+            place: Place::Segment(0),
+            code: 2
+        })
+    ));
+    let (mut bytes, prefix) = Forge::good().head().unwrap();
+    bytes[PREFIX_BYTES] ^= 1;
+    let damaged = Index::parse(&prefix, &bytes[PREFIX_BYTES..]);
+    assert!(matches!(
+        damaged,
+        Err(FormatError::Hash {
+            place: Place::Index
+        })
+    ));
+    let short = Index::parse(&prefix, &bytes[PREFIX_BYTES..bytes.len() - 1]);
+    assert!(matches!(
+        short,
+        Err(FormatError::Length {
+            place: Place::Index,
+            ..
+        })
+    ));
+}
+
+/// A few bytes that decompress to more than the counts of the prefix say are refused without
+/// being decompressed further.
+#[test]
+fn a_run_table_that_swells_is_refused() {
+    let mut zstd = zstd::bulk::Compressor::new(3).unwrap();
+    let swollen = zstd.compress(&vec![0; 10 << 20]).unwrap();
+    let table_at = PREFIX_BYTES + 2 * SPACE_ENTRY_BYTES + 3 * SEGMENT_ENTRY_BYTES;
+    let many = u32::try_from(swollen.len()).unwrap();
+    let runs = many.div_ceil(12) + 10;
+    let result = edited(|edited| {
+        edited.truncate(table_at);
+        edited.extend_from_slice(&swollen);
+        edited.extend_from_slice(b"meta");
+        edited[136..140].copy_from_slice(&runs.to_le_bytes());
+        edited[140..144].copy_from_slice(&many.to_le_bytes());
+        edited[152] = 1;
+    });
+    assert!(matches!(
+        result,
+        Err(FormatError::Decompress {
+            place: Place::RunTable,
+            ..
+        })
+    ));
+    assert!(run_table_raw(3, runs) < 10 << 20);
+}
+
+#[test]
+fn prefixes_go_both_ways() {
+    let (_, _, bytes) = sample();
+    let prefix = Prefix::parse(bytes.first_chunk().unwrap()).unwrap();
+    assert_eq!(prefix.to_bytes()[..], bytes[..PREFIX_BYTES]);
+    assert_eq!(prefix.total_bytes(), bytes.len() as u64);
+    let trailer = bytes.last_chunk().unwrap();
+    check_trailer(&prefix, trailer).unwrap();
+    for at in 0..TRAILER_BYTES {
+        let mut bad = *trailer;
+        bad[at] ^= 1;
+        assert!(matches!(
+            check_trailer(&prefix, &bad),
+            Err(FormatError::Trailer)
+        ));
+    }
+}
+
+/// What must hold for every index that was accepted.
+fn check_index(index: &Index) {
+    let mut last = None;
+    for run in index.runs() {
+        assert!(run.pages > 0);
+        let size = index.space(run.first.space).unwrap();
+        assert!(run.first.page + run.pages <= size.pages);
+        if let Some((space, end)) = last
+            && space == run.first.space
+        {
+            assert!(run.first.page >= end);
+        }
+        last = Some((run.first.space, run.first.page + run.pages));
+        for at in [run.first, run.first.plus(run.pages - 1)] {
+            assert_eq!(index.run_at(at), Some(run));
+            match index.lookup(at).unwrap() {
+                PageContent::Unchanged => panic!("a run says something of its pages"),
+                PageContent::Zero => assert_eq!(run.source, RunSource::Zero),
+                PageContent::BasePage(page) => assert!(page < size.base_pages),
+                PageContent::Literal { segment, slot } => {
+                    assert!(slot < index.segment(segment).unwrap().pages);
+                }
+            }
+        }
+    }
+    for (number, segment) in (0..).zip(index.segments()) {
+        let pages: usize = index
+            .segment_runs(SegmentId(number))
+            .map(|(_, pages)| pages)
+            .sum();
+        assert_eq!(pages, to_usize(segment.pages));
+        assert!(segment.raw_bytes() <= SEGMENT_BYTES_MAX);
+        assert!(to_usize(segment.stored_bytes) <= segment.raw_bytes());
+    }
+}
+
+fn any_forge() -> impl Strategy<Value = Forge> {
+    let run = (0u32..1010, 1u16..30, 0u8..4, 0u8..8, 0u32..1000);
+    let literals = prop::collection::vec((0u32..1000, 1u16..20, 0u8..3), 0..12);
+    let deriveds = prop::collection::vec(run, 0..12);
+    (
+        literals,
+        deriveds,
+        prop::collection::vec((any::<u32>(), 0u16..4), 0..8),
+        0u32..4,
+    )
+        .prop_map(|(literals, deriveds, segments, early_segments)| Forge {
+            literal: literals
+                .into_iter()
+                .map(|(page, pages, space)| literal(page, pages, space & 2, KIND_LITERAL))
+                .collect(),
+            derived: deriveds
+                .into_iter()
+                .map(|(page, pages, space, kind, source)| derived(page, pages, space, kind, source))
+                .collect(),
+            segments: segments
+                .into_iter()
+                .map(|(stored, runs)| segment(stored % 4096 + 1, runs, Codec::Zstd))
+                .collect(),
+            early_segments,
+            ..Forge::good()
+        })
+}
+
+/// Forgeries that are right by construction except perhaps in one place.
+fn nearly_good() -> impl Strategy<Value = Forge> {
+    let run = prop::collection::vec((1u16..16, 0u32..6, 0u8..3), 1..20);
+    (
+        run,
+        prop::option::of((any::<prop::sample::Index>(), 0usize..8, any::<u8>())),
+    )
+        .prop_map(|(runs, damage)| {
+            let mut forge = Forge {
+                literal: vec![],
+                derived: vec![],
+                segments: vec![],
+                ..Forge::good()
+            };
+            let mut page = 0;
+            for (pages, gap, kind) in runs {
+                page += gap;
+                match kind {
+                    0 => {
+                        forge.literal.push(literal(page, pages, 0, KIND_LITERAL));
+                        forge.segments.push(segment(100, 1, Codec::Zstd));
+                    }
+                    1 => forge.derived.push(derived(page, pages, 0, KIND_ZERO, 0)),
+                    _ => forge
+                        .derived
+                        .push(derived(page, pages, 0, KIND_BASE_PAGE, page / 2)),
+                }
+                page += u32::from(pages);
+            }
+            if let Some((which, byte, value)) = damage {
+                let count = forge.literal.len() + forge.derived.len();
+                let which = which.index(count);
+                match forge.literal.get_mut(which) {
+                    Some(run) => run[byte] = value,
+                    None => forge.derived[which - forge.literal.len()][byte] = value,
+                }
+            }
+            forge
+        })
+}
+
+proptest! {
+    #[test]
+    fn an_accepted_index_keeps_its_promises(forge in any_forge()) {
+        if let Ok(index) = forge.parse() {
+            check_index(&index);
+        }
+    }
+
+    #[test]
+    fn a_nearly_good_index_is_refused_or_keeps_its_promises(forge in nearly_good()) {
+        if let Ok(index) = forge.parse() {
+            check_index(&index);
+        }
+    }
+
+    #[test]
+    fn noise_in_the_index_never_panics(
+        edits in prop::collection::vec((0usize..400, any::<u8>()), 1..6)
+    ) {
+        let result = edited(|bytes| {
+            for (at, value) in edits {
+                let at = at % bytes.len();
+                bytes[at] = value;
+            }
+        });
+        if let Ok(index) = result {
+            check_index(&index);
+        }
+    }
+}
