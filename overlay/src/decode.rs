@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io;
 
 use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::compress_bound;
 
 use crate::bytes::to_u64;
 use crate::digest::Digest;
@@ -20,19 +21,24 @@ pub(crate) struct StoredPart {
 }
 
 impl StoredPart {
-    /// Compresses `raw`; stored as it is where that is not larger.
-    pub(crate) fn compress(compressor: &mut Compressor<'_>, raw: &[u8]) -> io::Result<Self> {
-        let mut bytes = compressor.compress(raw)?;
-        let mut codec = Codec::Zstd;
-        if bytes.len() >= raw.len() {
-            codec = Codec::Raw;
-            bytes.clear();
-            bytes.extend_from_slice(raw);
-        }
-        bytes.shrink_to_fit();
-        let hash = Digest::of(&bytes);
+    /// Compresses `raw`; stored as it is where that is not larger. `buffer` is scratch space
+    /// that is worth keeping for the next call.
+    pub(crate) fn compress(
+        compressor: &mut Compressor<'_>,
+        raw: &[u8],
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Self> {
+        buffer.clear();
+        buffer.reserve(compress_bound(raw.len()));
+        compressor.compress_to_buffer(raw, buffer)?;
+        let (codec, bytes) = if buffer.len() < raw.len() {
+            (Codec::Zstd, buffer.as_slice())
+        } else {
+            (Codec::Raw, raw)
+        };
+        let hash = Digest::of(bytes);
         Ok(Self {
-            bytes,
+            bytes: bytes.to_vec(),
             raw_bytes: raw.len(),
             codec,
             hash,

@@ -234,8 +234,9 @@ pub fn encode<W: Write + Seek>(
     )?;
 
     let mut compressor = Compressor::new(level).map_err(EncodeError::Compress)?;
-    let mut part =
-        |raw: &[u8]| StoredPart::compress(&mut compressor, raw).map_err(EncodeError::Compress);
+    let mut part = |raw: &[u8]| {
+        StoredPart::compress(&mut compressor, raw, &mut Vec::new()).map_err(EncodeError::Compress)
+    };
     let state = part(spec.state)?;
     let run_table = part(&run_table(&plan.literal, &plan.derived))?;
     let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
@@ -313,8 +314,31 @@ fn check_spec(spec: &DeltaSpec<'_>) -> Result<Vec<SpaceSize>, EncodeError> {
 
 /// What a thread needs to compress segments.
 struct Worker {
-    compressor: io::Result<Compressor<'static>>,
+    level: i32,
+    /// Made for the first segment, where a failure has somewhere to go.
+    compressor: Option<Compressor<'static>>,
     raw: Vec<u8>,
+    stored: Vec<u8>,
+}
+
+impl Worker {
+    fn new(level: i32) -> Self {
+        Self {
+            level,
+            compressor: None,
+            raw: vec![0; SEGMENT_BYTES_MAX],
+            stored: Vec::new(),
+        }
+    }
+
+    /// Compresses the first `bytes` bytes of `raw`.
+    fn compress(&mut self, bytes: usize) -> io::Result<StoredPart> {
+        let compressor = match &mut self.compressor {
+            Some(compressor) => compressor,
+            none => none.insert(Compressor::new(self.level)?),
+        };
+        StoredPart::compress(compressor, &self.raw[..bytes], &mut self.stored)
+    }
 }
 
 /// Compresses and writes all segments; gives their entries in the index.
@@ -333,10 +357,7 @@ fn write_segments<W: Write>(
     parallel::ordered(
         threads,
         plan.segments.len(),
-        || Worker {
-            compressor: Compressor::new(level),
-            raw: vec![0; SEGMENT_BYTES_MAX],
-        },
+        || Worker::new(level),
         |worker, number| compress_segment(plan, number, pages, worker),
         |number, part: StoredPart| {
             out.write_all(&part.bytes).map_err(EncodeError::Write)?;
@@ -375,11 +396,7 @@ fn compress_segment(
             })?;
         used = end;
     }
-    let compressor = match &mut worker.compressor {
-        Ok(compressor) => compressor,
-        Err(error) => return Err(EncodeError::Compress(io::Error::from(error.kind()))),
-    };
-    StoredPart::compress(compressor, &worker.raw[..used]).map_err(EncodeError::Compress)
+    worker.compress(used).map_err(EncodeError::Compress)
 }
 
 #[cfg(test)]
