@@ -4,6 +4,9 @@
 //! Where a figure has a reference, both are taken in the same run, one after the other, so that
 //! the ratio says something even on a machine that is busy or slow.
 
+mod bare_uffd;
+mod pager;
+
 use serde::Serialize;
 
 use crate::failure::{Failure, Outcome};
@@ -22,7 +25,11 @@ pub struct Bench {
 }
 
 /// The benches by name, in the order in which `all` runs them.
-pub const BENCHES: &[Bench] = &[];
+pub const BENCHES: &[Bench] = &[Bench {
+    name: "pager",
+    about: "demand faults and bulk placement, beside a bare userfaultfd probe",
+    run: pager::run,
+}];
 
 /// One figure.
 #[derive(Debug, Clone, Serialize)]
