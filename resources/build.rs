@@ -16,11 +16,23 @@ struct Program {
     flat: bool,
 }
 
-const PROGRAMS: [Program; 1] = [Program {
-    name: "runtime",
-    script: "runtime/link.ld",
-    flat: false,
-}];
+const PROGRAMS: [Program; 3] = [
+    Program {
+        name: "runtime",
+        script: "runtime/link.ld",
+        flat: false,
+    },
+    Program {
+        name: "fluid",
+        script: "shared/app.ld",
+        flat: true,
+    },
+    Program {
+        name: "object",
+        script: "shared/app.ld",
+        flat: true,
+    },
+];
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));

@@ -6,6 +6,7 @@
 extern crate alloc;
 
 pub mod client;
+pub mod digits;
 pub mod hash;
 pub mod protocol;
 
@@ -20,3 +21,12 @@ pub const GUEST_BANNER: &str = "cloudlet-guest ";
 
 /// The line the guest prints when it is up and waits for requests.
 pub const GUEST_READY: &str = "cloudlet-guest: ready";
+
+/// `fluid`: many tanks of liquid. Parameters `tanks= particles= rate_hz= dirty= warmup= seed=`;
+/// requests `poke TANK X Y FORCE [W H]`, `frame TANK [W H]`, `advance TANK STEPS`, `stats`. A picture
+/// comes as an attachment of W x H RGB pixels, its size in the text.
+pub const APP_FLUID: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/fluid"));
+
+/// `object`: a recogniser of handwritten digits. Parameters `mib= probes=`; its data are training
+/// records ([`digits::training`]); requests `recognise` with 64 pixel bytes attached, `stats`.
+pub const APP_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/object"));

@@ -9,6 +9,8 @@ pub mod app;
 #[path = "../../src/hash.rs"]
 pub mod hash;
 pub mod heap;
+pub mod math;
 mod mem;
 #[path = "../../src/protocol.rs"]
 pub mod protocol;
+pub mod words;
