@@ -9,6 +9,7 @@ pub mod buffers;
 pub mod mmio;
 pub mod queue;
 pub mod rng;
+pub mod vsock;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -122,6 +123,8 @@ pub enum RestoreError {
 pub enum DeviceState {
     /// An entropy device.
     Rng(rng::RngState),
+    /// A socket device.
+    Vsock(vsock::VsockState),
 }
 
 /// What a device works on while it handles an event.

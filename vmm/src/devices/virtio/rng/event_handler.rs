@@ -51,7 +51,9 @@ impl VirtioDevice for Rng {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        let DeviceState::Rng(state) = state;
-        self.restore_state(state)
+        match state {
+            DeviceState::Rng(state) => self.restore_state(state),
+            _ => Err(RestoreError::OtherDevice("random number generator")),
+        }
     }
 }

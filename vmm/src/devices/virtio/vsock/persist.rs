@@ -1,0 +1,34 @@
+//! What a save keeps: the guest's context id.
+//!
+//! Connections are not kept, since the programs at their other ends do not move with the VM. The
+//! restored device tells the driver so (a transport reset event), and answers packets of the old
+//! connections with resets.
+
+use serde::{Deserialize, Serialize};
+
+use super::device::Vsock;
+use crate::devices::virtio::RestoreError;
+
+/// A saved socket device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockState {
+    guest_cid: u64,
+}
+
+impl Vsock {
+    pub(super) fn save_state(&self) -> VsockState {
+        VsockState {
+            guest_cid: self.guest_cid(),
+        }
+    }
+
+    pub(super) fn restore_state(&mut self, state: &VsockState) -> Result<(), RestoreError> {
+        // 0 to 2 and 2^32 - 1 are reserved, the upper half is zero (section 5.10.4).
+        if !(3..u64::from(u32::MAX)).contains(&state.guest_cid) {
+            return Err(RestoreError::Field("guest context id"));
+        }
+        self.set_guest_cid(state.guest_cid);
+        self.transport_reset = true;
+        Ok(())
+    }
+}
