@@ -1,3 +1,23 @@
-//! The library behind the program: synthesis, store, control.
+//! The library behind the program: what a cloudlet host is made of, from directories to VMs.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`paths`], [`registry`], [`store`] | where things live: directories, VMs by name, base VMs |
+//! | [`image`], [`pages`] | a VM's state as files, and its pages as the delta engine reads them |
+//! | [`launch`], [`process`], [`control`] | starting a VMM process, being one, talking to one |
+//! | [`fetch`], [`synthesis`] | bytes of an overlay, and the VM they become |
+//! | [`guest`], [`picture`] | talking to the embedded guest |
+//! | [`serve`] | a directory of overlays over HTTP |
+#![forbid(unsafe_code)]
+
+pub mod control;
 pub mod fetch;
+pub mod guest;
+pub mod image;
+pub mod launch;
+pub mod pages;
+pub mod paths;
+pub mod picture;
+pub mod registry;
 pub mod serve;
+pub mod store;

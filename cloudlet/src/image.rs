@@ -1,0 +1,281 @@
+//! An image directory: one VM's state at one moment, as files. Snapshots are images; a base VM in
+//! the store is an image with page hashes and a manifest beside it.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `image.json` | [`Description`] |
+//! | `state` | machine state: a container of the snapshot crate |
+//! | `memory` | RAM, region after region, sparse |
+//! | `disk0`, `disk1`, … | the disks as the guest sees them, raw, sparse |
+//!
+//! The directory appears whole or not at all: it is written beside its place and renamed.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Largest machine state read, in bytes: eight vCPUs with AMX state and thirty disks' layer maps
+/// stay far below it.
+pub const STATE_LEN_MAX: u64 = 64 << 20;
+const DESCRIPTION_LEN_MAX: u64 = 64 << 10;
+const DISKS_MAX: usize = 17;
+/// The version of the layout above.
+pub const FORMAT: u32 = 1;
+
+/// Names of the files in an image.
+pub mod file {
+    /// [`super::Description`] as JSON.
+    pub const DESCRIPTION: &str = "image.json";
+    /// The machine state.
+    pub const STATE: &str = "state";
+    /// RAM.
+    pub const MEMORY: &str = "memory";
+
+    /// Disk number `index`.
+    #[must_use]
+    pub fn disk(index: usize) -> String {
+        format!("disk{index}")
+    }
+}
+
+/// What an image has in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// Always [`FORMAT`].
+    pub format: u32,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// Each disk's size in bytes.
+    pub disk_bytes: Vec<u64>,
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// Name of the CPU model.
+    pub cpu_model: String,
+    /// Id of the base VM that this VM was made of, if any.
+    pub base: Option<String>,
+}
+
+/// Why an image cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The description is no JSON of ours.
+    #[error("{path} is no image description")]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// Where it went wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The image was written by another version.
+    #[error("{path} has format {format}; this version reads format {FORMAT}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        format: u32,
+    },
+    /// A file has another length than the description says, or one beyond its limit.
+    #[error("{path} has {found} bytes, not {expected}: the image is damaged")]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+        /// What it should be.
+        expected: u64,
+    },
+    /// More disks than a VM can have.
+    #[error("{path} names {found} disks; a VM has {DISKS_MAX} at most")]
+    Disks {
+        /// The file.
+        path: PathBuf,
+        /// The number of disks.
+        found: usize,
+    },
+}
+
+/// An image whose files are there and have the lengths they should.
+#[derive(Debug, Clone)]
+pub struct Image {
+    dir: PathBuf,
+    /// What it has in it.
+    pub description: Description,
+}
+
+impl Image {
+    /// Looks at the image in `dir`.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join(file::DESCRIPTION);
+        let text = read_limited(&path, DESCRIPTION_LEN_MAX)?;
+        let description: Description =
+            serde_json::from_slice(&text).map_err(|source| Error::Description {
+                path: path.clone(),
+                source,
+            })?;
+        if description.format != FORMAT {
+            return Err(Error::Format {
+                path,
+                format: description.format,
+            });
+        }
+        if description.disk_bytes.len() > DISKS_MAX {
+            return Err(Error::Disks {
+                path,
+                found: description.disk_bytes.len(),
+            });
+        }
+        let image = Self {
+            dir: dir.to_owned(),
+            description,
+        };
+        image.check_len(file::MEMORY, image.description.memory_bytes)?;
+        for (index, &bytes) in image.description.disk_bytes.iter().enumerate() {
+            image.check_len(&file::disk(index), bytes)?;
+        }
+        Ok(image)
+    }
+
+    fn check_len(&self, name: &str, expected: u64) -> Result<(), Error> {
+        let path = self.dir.join(name);
+        match std::fs::metadata(&path) {
+            Err(source) => Err(Error::Read { path, source }),
+            Ok(meta) if meta.len() != expected => Err(Error::Length {
+                path,
+                found: meta.len(),
+                expected,
+            }),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The machine state.
+    pub fn state(&self) -> Result<Vec<u8>, Error> {
+        read_limited(&self.dir.join(file::STATE), STATE_LEN_MAX)
+    }
+
+    /// The RAM file, for reading.
+    pub fn memory(&self) -> Result<File, Error> {
+        open(self.dir.join(file::MEMORY))
+    }
+
+    /// The disks' files in order, for reading.
+    pub fn disks(&self) -> Result<Vec<File>, Error> {
+        let count = self.description.disk_bytes.len();
+        (0..count)
+            .map(|index| open(self.dir.join(file::disk(index))))
+            .collect()
+    }
+}
+
+fn open(path: PathBuf) -> Result<File, Error> {
+    File::open(&path).map_err(|source| Error::Read { path, source })
+}
+
+/// The whole of the file at `path`, which must not be longer than `len_max`.
+pub fn read_limited(path: &Path, len_max: u64) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    let mut limited = open(path.to_owned())?.take(len_max + 1);
+    let length = limited.read_to_end(&mut bytes).map_err(failed)? as u64;
+    if length > len_max {
+        return Err(Error::Length {
+            path: path.to_owned(),
+            found: length,
+            expected: len_max,
+        });
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn description() -> Description {
+        Description {
+            format: FORMAT,
+            memory_bytes: 8192,
+            disk_bytes: vec![4096],
+            cpus: 1,
+            cpu_model: "host".into(),
+            base: None,
+        }
+    }
+
+    fn write(dir: &Path, description: &Description) {
+        let text = serde_json::to_vec(description).unwrap();
+        std::fs::write(dir.join(file::DESCRIPTION), text).unwrap();
+        std::fs::write(dir.join(file::MEMORY), [0; 8192]).unwrap();
+        std::fs::write(dir.join(file::disk(0)), [0; 4096]).unwrap();
+    }
+
+    #[test]
+    fn what_does_not_fit_its_description_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &description());
+        assert!(Image::open(dir.path()).is_ok());
+        std::fs::write(dir.path().join(file::MEMORY), [0; 8191]).unwrap();
+        assert!(matches!(
+            Image::open(dir.path()),
+            Err(Error::Length { found: 8191, .. })
+        ));
+        write(
+            dir.path(),
+            &Description {
+                format: 2,
+                ..description()
+            },
+        );
+        assert!(matches!(
+            Image::open(dir.path()),
+            Err(Error::Format { format: 2, .. })
+        ));
+        write(
+            dir.path(),
+            &Description {
+                disk_bytes: vec![0; 99],
+                ..description()
+            },
+        );
+        assert!(matches!(
+            Image::open(dir.path()),
+            Err(Error::Disks { found: 99, .. })
+        ));
+        std::fs::write(dir.path().join(file::DESCRIPTION), "{}").unwrap();
+        assert!(matches!(
+            Image::open(dir.path()),
+            Err(Error::Description { .. })
+        ));
+    }
+
+    #[test]
+    fn a_file_beyond_its_limit_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, [7; 10]).unwrap();
+        assert_eq!(read_limited(&path, 10).unwrap().len(), 10);
+        assert!(read_limited(&path, 9).is_err());
+    }
+}

@@ -1,0 +1,266 @@
+//! Starting a VMM process, from its parent's side: the child is this same program, told over its
+//! standard input what to be, and it says over its standard output how far it has come. The child
+//! needs nothing of the parent afterwards, unless it was started attached: then the end of its
+//! standard input, however it comes about, ends the VM.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::registry::{self, VmDir};
+
+/// The subcommand that makes this program a VMM process.
+pub const VMM_COMMAND: &str = "vmm-process";
+
+/// What a VMM process is to be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Spec {
+    /// The VM's name; its directory is `vms`/`name`.
+    pub name: String,
+    /// The directory of all VMs.
+    pub vms: PathBuf,
+    /// Whether the VM ends with its parent.
+    pub attached: bool,
+    /// Whether the seccomp filters are installed.
+    pub seccomp: bool,
+    /// Whether the vCPUs wait for a `resume`.
+    pub paused: bool,
+    /// The host side of the guest's vsock.
+    pub vsock: PathBuf,
+    /// The base store.
+    pub store: PathBuf,
+    /// Where disks' layers are kept, as files without a name.
+    pub scratch: PathBuf,
+    /// Where the VM's state comes from.
+    pub source: Source,
+}
+
+/// Where a VM's state comes from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Source {
+    /// A kernel.
+    Boot(BootSource),
+    /// A directory with an image: a snapshot or a base VM.
+    Image {
+        /// The directory.
+        dir: PathBuf,
+        /// The base VM's id, if the image is one: overlays can be made against it.
+        base: Option<String>,
+    },
+    /// A base VM and an overlay.
+    Overlay(OverlaySource),
+}
+
+/// A VM that boots.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BootSource {
+    /// The kernel; the embedded guest if there is none.
+    pub kernel: Option<PathBuf>,
+    /// An initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Disks in order.
+    pub disks: Vec<DiskSource>,
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// RAM in MiB.
+    pub memory_mib: u64,
+    /// CPU model by name.
+    pub cpu_model: String,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSource {
+    /// The image, which is never written to; an empty disk if there is none.
+    pub image: Option<PathBuf>,
+    /// Size in bytes of an empty disk.
+    pub empty_len: u64,
+    /// Whether the guest may not write.
+    pub read_only: bool,
+}
+
+/// A VM that is synthesised.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OverlaySource {
+    /// The overlay: a path or URL.
+    pub location: String,
+    /// Whether the VM runs before its overlay has arrived.
+    pub early_start: bool,
+    /// Whether pages are placed on demand alone, one a fault, to learn the order of first touch.
+    pub record: bool,
+    /// Limit of the transfer in Mbit/s.
+    pub rate_mbit: Option<f64>,
+    /// Certificate authorities beside the system's, as a PEM file.
+    pub ca: Option<PathBuf>,
+    /// Seconds without a byte after which the transfer counts as stalled.
+    pub stall_secs: f64,
+    /// The overlay's id, if another than the one named here must be refused.
+    pub expect: Option<String>,
+}
+
+/// What a VMM process says on its standard output.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// Work before the VM runs.
+    Progress {
+        /// What is being done.
+        step: String,
+        /// Units done.
+        done: u64,
+        /// Units in all.
+        total: u64,
+    },
+    /// The VM runs (or waits for `resume`), and its sockets are there.
+    Ready,
+    /// The VM could not be started.
+    Failed {
+        /// Why, in one sentence.
+        message: String,
+    },
+}
+
+/// Why there is no VM.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The VM's directory cannot be used, or its name is taken.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    /// The process could not be started.
+    #[error("cannot start the VMM process")]
+    Spawn(#[source] io::Error),
+    /// The process said why.
+    #[error("{0}")]
+    Failed(String),
+    /// The process ended without a word.
+    #[error("the VMM process ended before the VM ran ({status}){detail}")]
+    Died {
+        /// How it ended.
+        status: ExitStatus,
+        /// What it left in its report or log.
+        detail: String,
+    },
+    /// What it says cannot be read.
+    #[error("cannot understand the VMM process")]
+    Event(#[source] serde_json::Error),
+}
+
+/// A VMM process that has a running VM.
+#[derive(Debug)]
+pub struct Vmm {
+    /// The process.
+    pub child: Child,
+    /// The VM's directory.
+    pub dir: VmDir,
+}
+
+impl Vmm {
+    /// Waits for the VM's end.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    /// What the VM left to say about its end, if it did not end in order.
+    #[must_use]
+    pub fn report(&self) -> Option<String> {
+        read_report(&self.dir)
+    }
+}
+
+/// The report in `dir`, in words.
+#[must_use]
+pub fn read_report(dir: &VmDir) -> Option<String> {
+    let text = std::fs::read_to_string(dir.report()).ok()?;
+    let text = text.trim();
+    if text.is_empty() {
+        None
+    } else {
+        Some(text.to_owned())
+    }
+}
+
+/// Starts the VMM process for `spec` and waits until its VM runs.
+pub fn start(
+    spec: &Spec,
+    dir: VmDir,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<Vmm, Error> {
+    let mut child = spawn(&dir)?;
+    let mut stdin = child.stdin.take().expect("standard input is a pipe");
+    let mut line = serde_json::to_vec(spec).map_err(Error::Event)?;
+    line.push(b'\n');
+    // A child that died at once is reported below, with its reason.
+    let _ = stdin.write_all(&line);
+    if spec.attached {
+        child.stdin = Some(stdin);
+    }
+    let stdout = child.stdout.take().expect("standard output is a pipe");
+    match wait_ready(stdout, progress) {
+        Ok(true) => Ok(Vmm { child, dir }),
+        Ok(false) => {
+            let status = child.wait().map_err(Error::Spawn)?;
+            Err(Error::Died {
+                status,
+                detail: last_words(&dir, status),
+            })
+        }
+        Err(error) => {
+            child.wait().map_err(Error::Spawn)?;
+            Err(error)
+        }
+    }
+}
+
+fn spawn(dir: &VmDir) -> Result<Child, Error> {
+    if dir.is_alive() {
+        return Err(registry::Error::Taken {
+            name: dir.name.to_string(),
+        }
+        .into());
+    }
+    crate::paths::private_dir(dir.path()).map_err(registry::Error::Paths)?;
+    let log = File::create(dir.log()).map_err(Error::Spawn)?;
+    Command::new("/proc/self/exe")
+        .arg0("cloudlet")
+        .arg(VMM_COMMAND)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        // Signals typed at the parent's terminal are the parent's to act on.
+        .process_group(0)
+        .spawn()
+        .map_err(Error::Spawn)
+}
+
+/// Reads events up to the one that ends the start; `false` if the process ended without it.
+fn wait_ready(
+    stdout: ChildStdout,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<bool, Error> {
+    for line in BufReader::new(stdout).lines() {
+        match serde_json::from_str(&line.map_err(Error::Spawn)?).map_err(Error::Event)? {
+            Event::Progress { step, done, total } => progress(&step, done, total),
+            Event::Ready => return Ok(true),
+            Event::Failed { message } => return Err(Error::Failed(message)),
+        }
+    }
+    Ok(false)
+}
+
+fn last_words(dir: &VmDir, status: ExitStatus) -> String {
+    if let Some(report) = read_report(dir) {
+        return format!(": {report}");
+    }
+    let log = std::fs::read_to_string(dir.log()).unwrap_or_default();
+    match (log.trim().lines().last(), status.signal()) {
+        (Some(line), _) => format!(": {line}"),
+        (None, Some(signal)) => format!(": killed by signal {signal}"),
+        (None, None) => String::new(),
+    }
+}
