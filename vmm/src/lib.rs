@@ -1,6 +1,12 @@
 //! One VM in one process.
 
+pub mod boot;
 pub mod bus;
+pub mod config;
+pub mod cpu;
 pub mod devices;
+pub mod exit;
+pub mod machine;
 pub mod memory;
 pub mod seccomp;
+pub mod threads;

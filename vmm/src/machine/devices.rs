@@ -1,0 +1,235 @@
+//! The machine's devices: which there are, where they sit, how they are wired to KVM, and their
+//! part of the saved state.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cloudlet_snapshot::{Reader, Writer};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::handle::Inbox;
+use super::kvm::kvm_error;
+use super::power::{self, PowerPort};
+use super::state::{self, SERIAL, virtio_section};
+use super::{Backends, MachineError};
+use crate::bus::{Bus, SharedBusDevice};
+use crate::config::MachineConfig;
+use crate::devices::i8042::{self, I8042};
+use crate::devices::serial::{self, Serial, SerialState};
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::mmio::{MmioState, MmioTransport, WINDOW_BYTES};
+use crate::devices::virtio::rng::Rng;
+use crate::memory::GuestRam;
+
+/// Guest physical address of the first virtio window; the others follow without a gap.
+pub const VIRTIO_BASE: u64 = 0xd000_0000;
+/// Interrupt of the first virtio device; the others follow. Edge-triggered pins of the IOAPIC.
+pub const VIRTIO_GSI: u32 = 5;
+/// Most virtio devices: the IOAPIC has 24 pins.
+pub const VIRTIO_MAX: usize = 19;
+
+/// Where a virtio device sits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VirtioPlace {
+    /// First address of its window.
+    pub base: u64,
+    /// Its interrupt.
+    pub gsi: u32,
+}
+
+impl VirtioPlace {
+    /// All places in order.
+    fn all() -> impl Iterator<Item = VirtioPlace> {
+        let bases = (0..).map(|index| VIRTIO_BASE + index * WINDOW_BYTES);
+        bases
+            .zip(VIRTIO_GSI..)
+            .take(VIRTIO_MAX)
+            .map(|(base, gsi)| VirtioPlace { base, gsi })
+    }
+}
+
+/// All devices that are ours (the interrupt controllers and the timer are KVM's).
+pub(super) struct Devices {
+    serial: Arc<Mutex<Serial>>,
+    serial_irq: EventFd,
+    i8042: SharedBusDevice,
+    power: SharedBusDevice,
+    virtio: Vec<(VirtioPlace, MmioTransport)>,
+}
+
+impl Devices {
+    /// New devices, as after power-on.
+    pub(super) fn new(
+        config: &MachineConfig,
+        guest: &Arc<GuestRam>,
+        backends: Backends,
+        inbox: &Inbox,
+    ) -> Result<Devices, MachineError> {
+        let serial_irq = line()?;
+        let (output, devices) = backends.into_devices(config)?;
+        let serial = Serial::new(serial_irq.try_clone().map_err(host)?, output);
+        let transports = devices
+            .into_iter()
+            .map(|device| MmioTransport::new(guest.clone(), device).map_err(MachineError::Virtio))
+            .collect::<Result<Vec<_>, _>>()?;
+        Devices::assemble(serial, serial_irq, transports, inbox)
+    }
+
+    /// Saved devices over this host's resources; paused.
+    pub(super) fn restore(
+        saved: &SavedDevices,
+        config: &MachineConfig,
+        guest: &Arc<GuestRam>,
+        backends: Backends,
+        inbox: &Inbox,
+    ) -> Result<Devices, MachineError> {
+        let serial_irq = line()?;
+        let (output, devices) = backends.into_devices(config)?;
+        let irq = serial_irq.try_clone().map_err(host)?;
+        let serial = Serial::restore(&saved.serial, irq, output)?;
+        let transports = devices
+            .into_iter()
+            .zip(&saved.virtio)
+            .enumerate()
+            .map(|(index, (device, state))| {
+                MmioTransport::restore(state, guest.clone(), device)
+                    .map_err(|source| MachineError::RestoreVirtio { index, source })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        Devices::assemble(serial, serial_irq, transports, inbox)
+    }
+
+    fn assemble(
+        serial: Serial,
+        serial_irq: EventFd,
+        transports: Vec<MmioTransport>,
+        inbox: &Inbox,
+    ) -> Result<Devices, MachineError> {
+        Ok(Devices {
+            serial: Arc::new(Mutex::new(serial)),
+            serial_irq,
+            i8042: Arc::new(Mutex::new(I8042::new(inbox.reset_fd().map_err(host)?))),
+            power: Arc::new(Mutex::new(PowerPort::new(inbox.off_fd().map_err(host)?))),
+            virtio: VirtioPlace::all().zip(transports).collect(),
+        })
+    }
+
+    /// The two buses with everything on them.
+    pub(super) fn buses(&self) -> Result<(Bus, Bus), MachineError> {
+        let mut ports = Bus::ports();
+        ports.insert(serial::PORT, serial::PORTS, self.serial.clone())?;
+        ports.insert(i8042::PORT, i8042::PORTS, self.i8042.clone())?;
+        ports.insert(power::PORT, power::PORTS, self.power.clone())?;
+        let mut mmio = Bus::mmio();
+        for (place, transport) in &self.virtio {
+            mmio.insert(
+                place.base,
+                WINDOW_BYTES,
+                Arc::new(Mutex::new(transport.clone())),
+            )?;
+        }
+        Ok((ports, mmio))
+    }
+
+    /// Wire interrupts and notifications to KVM. An interrupt that a restored device has raised
+    /// already is delivered by this, which is why the interrupt controllers come first.
+    pub(super) fn connect(&self, vm: &VmFd) -> Result<(), MachineError> {
+        vm.register_irqfd(&self.serial_irq, serial::GSI)
+            .map_err(kvm_error("KVM_IRQFD"))?;
+        for (place, transport) in &self.virtio {
+            vm.register_irqfd(transport.irq_fd(), place.gsi)
+                .map_err(kvm_error("KVM_IRQFD"))?;
+            let notify = IoEventAddress::Mmio(place.base + MmioTransport::NOTIFY_OFFSET);
+            for (queue, fd) in transport.notify_fds() {
+                vm.register_ioevent(fd, &notify, queue)
+                    .map_err(kvm_error("KVM_IOEVENTFD"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a kernel without ACPI needs to be told on its command line.
+    pub(super) fn cmdline(&self) -> String {
+        self.virtio
+            .iter()
+            .map(|(place, _)| {
+                format!(
+                    " virtio_mmio.device={WINDOW_BYTES_K}K@{:#x}:{}",
+                    place.base, place.gsi
+                )
+            })
+            .collect()
+    }
+
+    pub(super) fn transports(&self) -> impl Iterator<Item = &MmioTransport> {
+        self.virtio.iter().map(|(_, transport)| transport)
+    }
+
+    pub(super) fn places(&self) -> impl Iterator<Item = VirtioPlace> + '_ {
+        self.virtio.iter().map(|(place, _)| *place)
+    }
+
+    pub(super) fn serial(&self) -> MutexGuard<'_, Serial> {
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Add the devices' sections; everything is paused.
+    pub(super) fn save(&self, writer: &mut Writer) -> Result<(), MachineError> {
+        state::put(writer, SERIAL, &self.serial().save())?;
+        for (index, transport) in self.transports().enumerate() {
+            state::put(writer, &virtio_section(index), &transport.save())?;
+        }
+        Ok(())
+    }
+}
+
+/// KiB of a window.
+const WINDOW_BYTES_K: u64 = WINDOW_BYTES / 1024;
+
+/// The devices' sections, decoded.
+pub(super) struct SavedDevices {
+    serial: SerialState,
+    virtio: Vec<MmioState>,
+}
+
+impl SavedDevices {
+    pub(super) fn take(
+        reader: &mut Reader<'_>,
+        config: &MachineConfig,
+    ) -> Result<SavedDevices, MachineError> {
+        Ok(SavedDevices {
+            serial: state::take(reader, SERIAL)?,
+            virtio: (0..virtio_count(config))
+                .map(|index| state::take(reader, &virtio_section(index)))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// How many virtio devices a VM has: rng, vsock if it has one, its disks.
+fn virtio_count(config: &MachineConfig) -> usize {
+    1 + usize::from(config.vsock_cid.is_some()) + config.disks.len()
+}
+
+impl Backends {
+    /// The serial port's output and the virtio devices in their order.
+    fn into_devices(
+        self,
+        _config: &MachineConfig,
+    ) -> Result<(serial::Output, Vec<Box<dyn VirtioDevice>>), MachineError> {
+        let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
+        Ok((self.serial_out, devices))
+    }
+}
+
+fn line() -> Result<EventFd, MachineError> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host)
+}
+
+pub(super) fn host(source: io::Error) -> MachineError {
+    MachineError::Host {
+        what: "eventfd",
+        source,
+    }
+}
