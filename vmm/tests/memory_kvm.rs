@@ -3,8 +3,10 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use cloudlet_vmm::memory::{
     DirtyLog, PAGE, PAGE_BYTES, PageRun, PageSource, Pager, PagerHooks, Placer, Ram, RamLayout,
@@ -48,13 +50,18 @@ impl Guest {
         Self { ram, vcpu, vm }
     }
 
-    /// Runs the code from its start to its `hlt`.
-    fn run(&mut self) {
+    /// Puts the vCPU at the start of the code.
+    fn start(&self) {
         let mut regs = self.vcpu.get_regs().unwrap();
         regs.rip = CODE_PAGE * PAGE_BYTES;
         regs.rax = 0xab;
         regs.rflags = 2;
         self.vcpu.set_regs(&regs).unwrap();
+    }
+
+    /// Runs the code from its start to its `hlt`.
+    fn run(&mut self) {
+        self.start();
         match self.vcpu.run().unwrap() {
             VcpuExit::Hlt => {}
             exit => panic!("unexpected exit {exit:?}"),
@@ -146,6 +153,14 @@ fn what_a_vcpu_writes_over_the_base_is_private() {
     assert_eq!(byte, [0x55], "the base stays as it is");
 }
 
+fn hooks() -> PagerHooks {
+    PagerHooks {
+        on_start: Box::new(|| Ok(())),
+        on_error: Box::new(|error| panic!("{error}")),
+        record: false,
+    }
+}
+
 struct Filled(u8);
 
 impl PageSource for Filled {
@@ -159,12 +174,7 @@ fn a_vcpu_waits_for_missing_pages() {
     let file = image(COPY_7_TO_3);
     let delta = [PageRun::new(3, 1), PageRun::new(7, 20)];
     let (ram, placer) = Ram::with_delta(&layout(), Some(&file), &delta, &[]).unwrap();
-    let hooks = PagerHooks {
-        on_start: Box::new(|| Ok(())),
-        on_error: Box::new(|error| panic!("{error}")),
-        record: false,
-    };
-    let pager = Pager::spawn(placer.clone(), Arc::new(Filled(0x77)), hooks).unwrap();
+    let pager = Pager::spawn(placer.clone(), Arc::new(Filled(0x77)), hooks()).unwrap();
     let mut guest = Guest::new(ram);
     guest.run();
     // The base pages before page 3 are few enough to be paged in with it, so the code waits too.
@@ -183,4 +193,63 @@ fn a_vcpu_waits_for_missing_pages() {
         (guest.byte(3), guest.byte(5), guest.byte(8)),
         (0x77, 0x55, 0x88)
     );
+}
+
+/// Notes no demand: the test places the pages itself.
+struct Later;
+
+impl PageSource for Later {
+    fn on_fault(&self, _: RamPage, _: &Placer) -> Result<(), SourceError> {
+        Ok(())
+    }
+}
+
+extern "C" fn nothing(_: libc::c_int) {}
+
+/// What a kick does to a vCPU that waits for a page differs between kernels: it may leave KVM_RUN
+/// at once, wait on, or ask for the page over and over until it is there. None of them may run the
+/// guest on a hole or lose the instruction.
+#[test]
+fn a_kick_during_the_wait_for_a_page_loses_nothing() {
+    let signal = libc::SIGRTMIN();
+    // SAFETY: an all-zero sigaction is a valid one (no flags, empty mask); the handler does
+    // nothing, which is safe at any time.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+        assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
+    }
+    let file = image(COPY_7_TO_3);
+    let delta = [PageRun::new(7, 1), PageRun::new(20, 20)];
+    let (ram, placer) = Ram::with_delta(&layout(), Some(&file), &delta, &[]).unwrap();
+    let pager = Pager::spawn(placer.clone(), Arc::new(Later), hooks()).unwrap();
+    let mut guest = Guest::new(ram);
+    guest.start();
+    let vcpu = thread::spawn(move || {
+        let left = guest.vcpu.run().map(|exit| format!("{exit:?}"));
+        (guest, left)
+    });
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while pager.waiting() != [RamPage(7)] {
+        assert!(
+            Instant::now() < deadline,
+            "the vCPU does not come to the missing page"
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
+    // SAFETY: the thread has not been joined.
+    let sent = unsafe { libc::pthread_kill(vcpu.as_pthread_t(), signal) };
+    assert_eq!(sent, 0);
+    thread::sleep(Duration::from_millis(50));
+    placer.place(RamPage(7), &[0x88; PAGE]).unwrap();
+    assert!(pager.waiting().is_empty());
+    let (mut guest, left) = vcpu.join().unwrap();
+    match left {
+        Ok(exit) => assert_eq!(exit, "Hlt"),
+        Err(error) => {
+            assert_eq!(error.errno(), libc::EINTR);
+            assert!(matches!(guest.vcpu.run(), Ok(VcpuExit::Hlt)));
+        }
+    }
+    assert_eq!(guest.byte(3), 0x88);
 }

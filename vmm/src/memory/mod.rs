@@ -7,6 +7,7 @@
 //! | `ram.rs` | the mappings themselves and everything that owns or asks about them |
 //! | `uffd.rs` | the userfaultfd interface |
 //! | `placer.rs` | the one gate through which contents enter missing pages |
+//! | `filling.rs` | what is missing, and the calls that fill it |
 //! | `pager.rs` | the thread that answers faults |
 //! | `poll.rs` | waiting for file descriptors |
 //! | `dirty.rs` | which pages were written, by vCPUs and devices alike |
@@ -14,6 +15,7 @@
 //! | `image.rs` | writing RAM to a memory image |
 
 mod dirty;
+mod filling;
 mod image;
 mod layout;
 mod pagemap;

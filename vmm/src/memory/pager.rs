@@ -30,7 +30,8 @@ pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 pub trait PageSource: Send + Sync {
     /// A thread waits for `page`, which is in the delta and was not placed a moment ago. Called on
     /// the pager thread, once a page: either place it now (and its neighbours, if they are at
-    /// hand), or note the demand without blocking, so that another thread places it later.
+    /// hand), or note the demand without blocking, so that another thread places it later. Must not
+    /// touch guest memory itself: its own fault would have nobody to answer it.
     ///
     /// # Errors
     /// Anything that means that the page will not come. The VM is then ended.
@@ -132,6 +133,7 @@ fn count(counter: &AtomicU64) {
 #[derive(Debug)]
 struct Log {
     counters: Counters,
+    placer: Placer,
     /// Has room for every missing page from the start, so pushing never allocates.
     first_touch: Mutex<Vec<RamPage>>,
 }
@@ -166,6 +168,7 @@ impl Pager {
         let stop = Arc::new(stop);
         let log = Arc::new(Log {
             counters: Counters::default(),
+            placer: placer.clone(),
             first_touch: Mutex::new(Vec::with_capacity(to_usize(placer.remaining()))),
         });
         let (started, start) = mpsc::sync_channel(1);
@@ -226,6 +229,19 @@ impl Pager {
     /// In record mode that is every page that was touched at all.
     pub fn first_touch(&self) -> Vec<RamPage> {
         self.log.first_touch().clone()
+    }
+
+    /// The pages that a thread waits for at this moment, in the order in which they were asked for.
+    ///
+    /// A vCPU among the waiting is not running, but cannot be relied on to leave KVM_RUN when it is
+    /// kicked: on most kernels it does so only when its page has come.
+    pub fn waiting(&self) -> Vec<RamPage> {
+        let touched = self.log.first_touch();
+        touched
+            .iter()
+            .copied()
+            .filter(|page| !self.log.placer.is_placed(*page))
+            .collect()
     }
 
     /// Whether the thread has ended.

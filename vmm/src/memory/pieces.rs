@@ -2,17 +2,18 @@
 //!
 //! Pure: takes runs of pages, gives a list of pieces that covers RAM. A delta is often scattered,
 //! and each change of backing is one more mapping for the kernel to hold (`vm.max_map_count`,
-//! 65530 by default, counts all of a process) and about 3 us to set up. So short stretches between
+//! 65530 by default, counts all of a process) and about 6 us to set up and register, as much as
+//! copying several pages. So short stretches between
 //! delta runs are absorbed into them, and the longer the list, the longer a stretch may be, until
 //! the list fits. What is absorbed has to be placed by the pager like the delta itself: base pages
 //! from the base's file, zero pages as zeros.
 
 use super::layout::{LayoutError, PageRun, RamLayout};
 
-/// Pieces a plan has at the most: a sixteenth of the default `vm.max_map_count`.
-pub const PIECES_MAX: usize = 4096;
+/// Pieces a plan has at the most: far below the default `vm.max_map_count`, and some 12 ms to map.
+pub const PIECES_MAX: usize = 2048;
 /// Base pages between two delta runs that are cheaper to copy than to map.
-const BASE_GAP: u64 = 4;
+const BASE_GAP: u64 = 8;
 /// Zero pages beside a delta run that are cheaper to place than to map.
 const ZERO_GAP: u64 = 16;
 

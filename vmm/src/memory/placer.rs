@@ -12,24 +12,18 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::layout::{PAGE, PAGE_BYTES, PageRun, RamPage, to_u64, to_usize, word_mask};
+use super::filling::{Contents, Counters, Missing, RETRIES_MAX, for_words, is_within};
+use super::layout::{PAGE, PAGE_BYTES, PageRun, RamPage, to_u64, to_usize};
 use super::pieces::{Backing, Plan};
 use super::poll::{self, Wait};
 use super::ram::{GuestRam, Slot};
-use super::uffd::{Filled, Uffd, UffdError};
-
-/// Bytes that one ioctl places at the most. More would not be faster, but whoever waits for the
-/// first page of a call is woken only when the call is over.
-const CALL_BYTES_MAX: u64 = 128 << 10;
-/// How often a call is repeated while the address space changes under it.
-const RETRIES_MAX: u32 = 100_000;
+use super::uffd::{Uffd, UffdError};
 
 /// Why pages were not placed.
 #[derive(Debug, thiserror::Error)]
@@ -116,23 +110,6 @@ impl PlacerStats {
     }
 }
 
-#[derive(Debug, Default)]
-struct Counters {
-    placed: AtomicU64,
-    zero: AtomicU64,
-    base: AtomicU64,
-    redundant: AtomicU64,
-    calls: AtomicU64,
-}
-
-/// Where the contents of a run come from.
-#[derive(Clone, Copy)]
-enum Contents<'a> {
-    Bytes(&'a [u8]),
-    Base(&'a [u8]),
-    Zero,
-}
-
 /// What a missing page waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaits {
@@ -146,32 +123,10 @@ pub(super) enum Awaits {
     Zero,
 }
 
-#[derive(Debug)]
-struct Shared {
-    /// Keeps the memory mapped while pages can be placed into it.
-    _guest: Arc<GuestRam>,
-    slots: Vec<Slot>,
-    uffd: Uffd,
-    registered: Vec<PageRun>,
-    delta: Vec<PageRun>,
-    absorbed_base: Vec<PageRun>,
-    absorbed_zero: Vec<PageRun>,
-    base: Option<File>,
-    /// A bit a page: it can be touched without the pager.
-    placed: Vec<AtomicU64>,
-    pages: u64,
-    remaining: AtomicU64,
-    /// The next absorbed page that the stream has to place, counted over both lists.
-    absorbed_next: AtomicU64,
-    counters: Counters,
-    complete: EventFd,
-    finished: AtomicBool,
-}
-
 /// Places pages. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Placer {
-    shared: Arc<Shared>,
+    shared: Arc<Missing>,
     /// In record mode, the one page that may be placed through this clone.
     only: Option<RamPage>,
 }
@@ -204,7 +159,7 @@ impl Placer {
         if remaining == 0 {
             complete.write(1).map_err(PlacerBuildError::Event)?;
         }
-        let shared = Shared {
+        let shared = Missing {
             _guest: Arc::clone(guest),
             slots: slots.to_vec(),
             uffd,
@@ -493,220 +448,4 @@ pub enum PlacerBuildError {
     /// No eventfd could be made or used.
     #[error("cannot make the eventfd that says when all pages are there")]
     Event(#[source] io::Error),
-}
-
-impl Shared {
-    fn is_placed(&self, page: RamPage) -> bool {
-        page.0 < self.pages
-            && self.placed[to_usize(page.0 / 64)].load(Ordering::Acquire) & (1 << (page.0 % 64))
-                != 0
-    }
-
-    /// Where a run lies in this process and its length in bytes, cut at the end of its slot;
-    /// length 0 outside RAM.
-    fn host_of(&self, run: &PageRun) -> (u64, u64) {
-        let found = self.slots.iter().find_map(|slot| {
-            let part = run.overlap(&slot.run())?;
-            Some((slot.host_of(run.first)?, part.bytes()))
-        });
-        found.unwrap_or((0, 0))
-    }
-
-    /// The longest run from `at` on, within `end`, whose pages are all placed or all missing.
-    fn stretch(&self, at: RamPage, end: RamPage) -> (bool, u64) {
-        let placed = self.is_placed(at);
-        let mut page = at.0 + 1;
-        while page < end.0 {
-            let word = self.placed[to_usize(page / 64)].load(Ordering::Acquire);
-            let other = if placed { !word } else { word } >> (page % 64);
-            if other != 0 {
-                page += u64::from(other.trailing_zeros());
-                break;
-            }
-            page = (page / 64 + 1) * 64;
-        }
-        (placed, page.min(end.0) - at.0)
-    }
-
-    /// Marks a run as placed.
-    fn mark(&self, run: &PageRun) -> Result<(), PlaceError> {
-        let mut new = 0;
-        for_words(run, |word, mask| {
-            let before = self.placed[word].fetch_or(mask, Ordering::AcqRel);
-            new += u64::from((mask & !before).count_ones());
-        });
-        if new > 0 && self.remaining.fetch_sub(new, Ordering::AcqRel) == new {
-            self.complete.write(1).map_err(PlaceError::Signal)?;
-        }
-        Ok(())
-    }
-
-    /// Places what is missing of a run that belongs to registered pieces.
-    fn fill(&self, run: &PageRun, contents: Contents<'_>) -> Result<Placed, PlaceError> {
-        let kind = match contents {
-            Contents::Bytes(_) => &self.counters.placed,
-            Contents::Base(_) => &self.counters.base,
-            Contents::Zero => &self.counters.zero,
-        };
-        let mut placed = Placed::default();
-        let mut at = run.first;
-        let mut retries = 0;
-        while at < run.end() {
-            let (there, count) = self.stretch(at, run.end());
-            if there {
-                placed.redundant += count;
-                at.0 += count;
-                continue;
-            }
-            match self.call(run, &PageRun { first: at, count }, contents)? {
-                Filled::Bytes(bytes) => {
-                    let done = PageRun {
-                        first: at,
-                        count: bytes / PAGE_BYTES,
-                    };
-                    kind.fetch_add(done.count, Ordering::Relaxed);
-                    self.mark(&done)?;
-                    placed.new += done.count;
-                    at = done.end();
-                    retries = 0;
-                }
-                // Another thread placed it and has not marked it yet.
-                Filled::Exists => {
-                    self.mark(&PageRun {
-                        first: at,
-                        count: 1,
-                    })?;
-                    placed.redundant += 1;
-                    at.0 += 1;
-                }
-                Filled::Again if retries < RETRIES_MAX => {
-                    retries += 1;
-                    std::thread::yield_now();
-                }
-                Filled::Again => return Err(PlaceError::Unsettled { page: at.0 }),
-                // All is there and `finish` was called between the look and the call.
-                Filled::Unregistered if self.is_placed(at) => {}
-                Filled::Unregistered => return Err(PlaceError::Unregistered { page: at.0 }),
-            }
-        }
-        if placed.redundant > 0 {
-            self.counters
-                .redundant
-                .fetch_add(placed.redundant, Ordering::Relaxed);
-        }
-        Ok(placed)
-    }
-
-    /// One ioctl for the start of `part`, whose contents are those of `run` at the same place.
-    fn call(
-        &self,
-        run: &PageRun,
-        part: &PageRun,
-        contents: Contents<'_>,
-    ) -> Result<Filled, PlaceError> {
-        let (host, len) = self.host_of(part);
-        let len = len.min(CALL_BYTES_MAX);
-        self.counters.calls.fetch_add(1, Ordering::Relaxed);
-        let filled = match contents {
-            Contents::Bytes(bytes) | Contents::Base(bytes) => {
-                let from = to_usize(part.first.offset() - run.first.offset());
-                self.uffd.copy(host, &bytes[from..from + to_usize(len)])
-            }
-            Contents::Zero => self.uffd.zero(host, len),
-        };
-        filled.map_err(|source| PlaceError::Kernel {
-            page: part.first.0,
-            source,
-        })
-    }
-
-    /// Places a run of absorbed pages from the base's memory file.
-    fn fill_from_base(&self, run: &PageRun) -> Result<Placed, PlaceError> {
-        let failed = |page: RamPage, source| PlaceError::Base {
-            page: page.0,
-            source,
-        };
-        let base = self.base.as_ref().ok_or_else(|| {
-            failed(
-                run.first,
-                io::Error::new(io::ErrorKind::NotFound, "there is no base"),
-            )
-        })?;
-        let mut one = [0u8; PAGE];
-        let mut many = Vec::new();
-        let buffer: &mut [u8] = if run.count == 1 {
-            &mut one
-        } else {
-            many.resize(to_usize(run.bytes().min(CALL_BYTES_MAX)), 0);
-            &mut many
-        };
-        let mut placed = Placed::default();
-        let mut at = run.first;
-        while at < run.end() {
-            let left = PageRun {
-                first: at,
-                count: run.end().0 - at.0,
-            };
-            let part = &mut buffer[..to_usize(left.bytes().min(CALL_BYTES_MAX))];
-            base.read_exact_at(part, at.offset())
-                .map_err(|source| failed(at, source))?;
-            let count = to_u64(part.len()) / PAGE_BYTES;
-            let now = self.fill(&PageRun { first: at, count }, Contents::Base(part))?;
-            placed.new += now.new;
-            placed.redundant += now.redundant;
-            at.0 += count;
-        }
-        Ok(placed)
-    }
-
-    /// Makes pieces with missing pages inaccessible.
-    fn seal(&self) {
-        for run in &self.registered {
-            let (placed, count) = self.stretch(run.first, run.end());
-            if placed && count == run.count {
-                continue;
-            }
-            let (host, len) = self.host_of(run);
-            let start = std::ptr::with_exposed_provenance_mut(to_usize(host));
-            // SAFETY: the range is a delta piece inside memory that `_guest` keeps mapped.
-            // Whoever touches it from now on gets SIGSEGV, or EFAULT from the kernel, instead of
-            // contents that nobody supplied.
-            let done = unsafe { libc::mprotect(start, to_usize(len), libc::PROT_NONE) };
-            if done != 0 {
-                // Better no process than one that runs on a hole.
-                std::process::abort();
-            }
-        }
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        if *self.remaining.get_mut() > 0 {
-            self.seal();
-        }
-    }
-}
-
-/// Whether a run lies within one run of a sorted list.
-fn is_within(sorted: &[PageRun], run: &PageRun) -> bool {
-    let Some(end) = run.first.0.checked_add(run.count) else {
-        return false;
-    };
-    let at = sorted.partition_point(|piece| piece.end() <= run.first);
-    run.count > 0
-        && sorted
-            .get(at)
-            .is_some_and(|piece| piece.first <= run.first && end <= piece.end().0)
-}
-
-/// Calls `each` with every word of a bitmap that a run touches and the mask of its bits there.
-fn for_words(run: &PageRun, mut each: impl FnMut(usize, u64)) {
-    let end = run.end().0;
-    let mut at = run.first.0;
-    while at < end {
-        let (word, mask, next) = word_mask(at, end);
-        each(word, mask);
-        at = next;
-    }
 }
