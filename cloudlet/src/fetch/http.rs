@@ -142,9 +142,9 @@ impl Connection {
     /// Connects, and shakes hands if the URL is an https one.
     pub(super) fn open(context: &Context, url: &Url) -> Result<Connection, Cause> {
         let start = Instant::now();
-        let socket = context.connect(url)?;
+        let socket = Arc::new(context.connect(url)?);
         let round_trip = start.elapsed();
-        let watch = context.link.watch(&socket).map_err(Cause::Socket)?;
+        let watch = context.link.watch(&socket)?;
         socket.set_nodelay(true).map_err(Cause::Socket)?;
         let stall = context.options.stall_timeout;
         socket

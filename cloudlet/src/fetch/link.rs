@@ -159,7 +159,7 @@ struct State {
     bucket: Bucket,
     demands: usize,
     closed: bool,
-    sockets: BTreeMap<u64, TcpStream>,
+    sockets: BTreeMap<u64, Arc<TcpStream>>,
     next_socket: u64,
 }
 
@@ -271,15 +271,14 @@ impl Link {
     }
 
     /// Has `socket` shut down when the link is closed, until the returned value is dropped.
-    pub(super) fn watch(self: &Arc<Self>, socket: &TcpStream) -> std::io::Result<Watch> {
-        let socket = socket.try_clone()?;
+    pub(super) fn watch(self: &Arc<Self>, socket: &Arc<TcpStream>) -> Result<Watch, Closed> {
         let mut state = self.lock();
+        if state.closed {
+            return Err(Closed);
+        }
         let key = state.next_socket;
         state.next_socket += 1;
-        if state.closed {
-            socket.shutdown(Shutdown::Both)?;
-        }
-        state.sockets.insert(key, socket);
+        state.sockets.insert(key, Arc::clone(socket));
         Ok(Watch {
             link: Arc::clone(self),
             key,

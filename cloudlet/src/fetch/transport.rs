@@ -5,6 +5,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::ops::DerefMut;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustls::{ConnectionCommon, SideData};
@@ -14,14 +15,33 @@ const TLS_READ_BYTES: usize = 64 * 1024;
 
 /// See the module's description. `C` is rustls' client or server connection.
 pub(crate) enum Transport<C> {
-    Plain(TcpStream),
+    Plain(Socket),
     Tls(Box<Tls<C>>),
+}
+
+/// A socket that somebody else can shut down meanwhile.
+pub(crate) struct Socket(Arc<TcpStream>);
+
+impl Read for Socket {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(buf)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        (&*self.0).write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        (&*self.0).flush()
+    }
 }
 
 /// A connection with TLS.
 pub(crate) struct Tls<C> {
     session: C,
-    socket: BufReader<TcpStream>,
+    socket: BufReader<Socket>,
 }
 
 impl<C, S> Transport<C>
@@ -29,19 +49,19 @@ where
     C: DerefMut<Target = ConnectionCommon<S>>,
     S: SideData,
 {
-    pub(crate) fn plain(socket: TcpStream) -> Transport<C> {
-        Transport::Plain(socket)
+    pub(crate) fn plain(socket: Arc<TcpStream>) -> Transport<C> {
+        Transport::Plain(Socket(socket))
     }
 
-    pub(crate) fn tls(session: C, socket: TcpStream) -> Transport<C> {
-        let socket = BufReader::with_capacity(TLS_READ_BYTES, socket);
+    pub(crate) fn tls(session: C, socket: Arc<TcpStream>) -> Transport<C> {
+        let socket = BufReader::with_capacity(TLS_READ_BYTES, Socket(socket));
         Transport::Tls(Box::new(Tls { session, socket }))
     }
 
     pub(crate) fn socket(&self) -> &TcpStream {
         match self {
-            Transport::Plain(socket) => socket,
-            Transport::Tls(tls) => tls.socket.get_ref(),
+            Transport::Plain(socket) => &socket.0,
+            Transport::Tls(tls) => &tls.socket.get_ref().0,
         }
     }
 
@@ -67,7 +87,7 @@ where
     pub(crate) fn read(&mut self, buf: &mut [u8], end: Instant) -> io::Result<usize> {
         match self {
             Transport::Plain(socket) => loop {
-                set_deadline(socket, end)?;
+                set_deadline(&socket.0, end)?;
                 match socket.read(buf) {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     other => return other,
@@ -125,7 +145,7 @@ where
     fn receive(&mut self, end: Instant) -> io::Result<()> {
         loop {
             if self.socket.buffer().is_empty() {
-                set_deadline(self.socket.get_ref(), end)?;
+                set_deadline(&self.socket.get_ref().0, end)?;
             }
             match self.socket.fill_buf() {
                 Ok([]) if self.session.is_handshaking() => {

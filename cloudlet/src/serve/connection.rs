@@ -30,7 +30,7 @@ pub(super) fn refuse(mut socket: &TcpStream) {
 }
 
 /// Serves a connection to its end. An error ends it, and concerns nobody but the client.
-pub(super) fn run(shared: &Shared, number: u64, socket: TcpStream) {
+pub(super) fn run(shared: &Shared, number: u64, socket: Arc<TcpStream>) {
     let Ok(mut session) = Session::new(shared, number, socket) else {
         return;
     };
@@ -48,7 +48,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(shared: &'a Shared, number: u64, socket: TcpStream) -> io::Result<Session<'a>> {
+    fn new(shared: &'a Shared, number: u64, socket: Arc<TcpStream>) -> io::Result<Session<'a>> {
         socket.set_nodelay(true)?;
         socket.set_write_timeout(Some(shared.options.write_timeout.max(TIMEOUT_MIN)))?;
         let mut transport = match &shared.tls {

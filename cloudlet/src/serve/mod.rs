@@ -153,7 +153,7 @@ struct Shared {
 struct State {
     stopped: bool,
     accepted: u64,
-    sockets: BTreeMap<u64, TcpStream>,
+    sockets: BTreeMap<u64, Arc<TcpStream>>,
 }
 
 impl Server {
@@ -387,9 +387,6 @@ fn accept(shared: &Arc<Shared>) {
 
 /// Starts a connection's thread. A socket that cannot even be set up is dropped, which closes it.
 fn welcome(shared: &Arc<Shared>, socket: TcpStream) {
-    let Ok(watched) = socket.try_clone() else {
-        return;
-    };
     if shared.options.rate.is_some()
         && rustix::net::sockopt::set_socket_send_buffer_size(&socket, SHAPED_SEND_BUFFER).is_err()
     {
@@ -404,7 +401,8 @@ fn welcome(shared: &Arc<Shared>, socket: TcpStream) {
         return;
     }
     state.accepted += 1;
-    state.sockets.insert(number, watched);
+    let socket = Arc::new(socket);
+    state.sockets.insert(number, Arc::clone(&socket));
     drop(state);
     let registered = Registered {
         shared: Arc::clone(shared),

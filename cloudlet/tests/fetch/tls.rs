@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cloudlet::fetch::{Cause, Error, Link, Location, Options, Remote};
 use cloudlet::serve::{Fate, ServeError, ServeOptions, Server, Shape};
@@ -165,8 +166,19 @@ fn tls_is_neither_dropped_nor_mistaken() {
     let wrong: Location = format!("https://{}/x", plain.address)
         .parse()
         .expect("a URL");
-    let error = Remote::open(&wrong, trusting(ca.clone()), &Link::new(None));
-    assert!(error.is_err());
+    let hurried = Options {
+        connect_timeout: Duration::from_millis(300),
+        ..trusting(ca.clone())
+    };
+    let error = Remote::open(&wrong, hurried, &Link::new(None)).expect_err("no handshake");
+    assert!(matches!(
+        error,
+        Error::Transfer {
+            cause: Cause::Stalled(_),
+            tries: 2,
+            ..
+        }
+    ));
 
     struct CutOnce;
     impl Shape for CutOnce {
