@@ -38,4 +38,4 @@ pub use format::{
 };
 pub use manifest::{Manifest, SpaceFile, StoredFile};
 pub use page::{PAGE_BYTES, PageAt, PageReader, Space, SpaceSize};
-pub use verify::{VerifyError, VerifyReport, verify};
+pub use verify::{VerifyError, VerifyReport, read_head, verify};
