@@ -48,42 +48,77 @@ fn check(head: &[u8]) {
     assert_eq!(offset + 48, prefix.total_bytes());
 }
 
-/// A head whose lengths and hashes are right, and in which segments are given right raw lengths.
+/// A space of 2000 pages over 1000 of the base, now and then of other sizes.
+fn space(input: &mut Input<'_>, code: u8) -> [u8; 24] {
+    let mut entry = [0; 24];
+    entry[0] = code;
+    entry[8..16].copy_from_slice(&2000_u64.to_le_bytes());
+    entry[16..24].copy_from_slice(&1000_u64.to_le_bytes());
+    if input.byte() > 200 {
+        let [at, value] = input.array();
+        entry[usize::from(at % 24)] = value;
+    }
+    entry
+}
+
+/// Entries of the run table that follow each other, now and then with a byte that does not fit.
+fn run<const N: usize>(input: &mut Input<'_>, next: &mut u32, kind: u8) -> [u8; N] {
+    let [gap, pages, space, odd] = input.array();
+    let page = *next + u32::from(gap % 4);
+    *next = page + u32::from(pages % 8) + 1;
+    let mut entry = [0; N];
+    entry[..4].copy_from_slice(&page.to_le_bytes());
+    entry[4] = pages % 8;
+    entry[6] = u8::from(space > 200);
+    entry[7] = kind;
+    if odd > 200 {
+        let [at, value] = input.array();
+        entry[usize::from(at) % N] = value;
+    }
+    entry
+}
+
+/// A head whose lengths and hashes are right, and most of the rest as well.
 fn forged(mut input: Input<'_>) -> Vec<u8> {
     let mut forged = Forged {
         early_segments: input.byte() % 4,
         ..Forged::default()
     };
-    for _ in 0..input.byte() % 4 {
-        let mut entry = input.array();
-        entry[1..8].fill(0);
-        // Sizes that runs with small numbers fit into; the top byte lets them be wrong.
-        entry[11..15].fill(0);
-        entry[19..23].fill(0);
+    for code in 0..=input.byte() % 3 {
+        let entry = space(&mut input, code);
         forged.spaces.push(entry);
     }
+    let table_as_it_comes = input.byte() > 240;
+    let mut next = 0;
     for _ in 0..input.byte() % 8 {
+        let [runs, stored, odd] = input.array();
         let mut entry = [0; 40];
-        let [stored_low, stored_high, runs, codec] = input.array();
-        entry[0] = stored_low;
-        entry[1] = stored_high;
-        entry[4] = runs % 8;
-        entry[6] = codec % 3;
+        entry[0] = stored;
+        entry[4] = runs % 4 + 1;
+        entry[6] = 1;
+        for _ in 0..entry[4] {
+            forged
+                .run_table
+                .extend_from_slice(&run::<8>(&mut input, &mut next, 1));
+            forged.literal_runs += 1;
+        }
+        if odd > 200 {
+            let [at, value] = input.array();
+            entry[usize::from(at % 8)] = value;
+        }
         forged.segments.push(entry);
     }
-    let mode = input.byte();
-    forged.literal_runs = input.byte() % 32;
-    forged.derived_runs = input.byte() % 32;
-    if mode % 4 == 0 {
+    forged.derived_runs = input.byte() % 16;
+    for _ in 0..forged.derived_runs {
+        let source = input.byte();
+        let mut entry = run::<12>(&mut input, &mut next, if source == 0 { 2 } else { 3 });
+        entry[8] = entry[8].wrapping_add(source);
+        forged.run_table.extend_from_slice(&entry);
+    }
+    if table_as_it_comes {
         forged.run_table_codec = 1;
         forged.run_table = input.0.to_vec();
     } else {
-        for _ in 0..forged.literal_runs {
-            forged.run_table.extend_from_slice(&input.array::<8>());
-        }
-        for _ in 0..forged.derived_runs {
-            forged.run_table.extend_from_slice(&input.array::<12>());
-        }
         forged.meta = input.0.to_vec();
     }
     forged.head()
