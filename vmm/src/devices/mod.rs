@@ -5,6 +5,7 @@
 //! through a gate ([`virtio::queue`] for descriptor chains, [`virtio::mmio`] for registers), and
 //! every write to guest memory goes through vm-memory, whose bitmap records it as dirty.
 
+pub mod disk;
 pub mod i8042;
 pub mod serial;
 pub mod virtio;

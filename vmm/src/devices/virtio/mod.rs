@@ -5,6 +5,7 @@
 //! the control thread, request by request and synchronously; activation and reset run on the vCPU
 //! whose register write asks for them. One lock a device covers both.
 
+pub mod block;
 pub mod buffers;
 pub mod mmio;
 pub mod queue;
@@ -123,6 +124,8 @@ pub enum RestoreError {
 pub enum DeviceState {
     /// An entropy device.
     Rng(rng::RngState),
+    /// A block device.
+    Block(block::BlockState),
     /// A socket device.
     Vsock(vsock::VsockState),
 }

@@ -192,6 +192,18 @@ impl VirtQueue {
         }
     }
 
+    /// Where the next chain is taken from, for [`VirtQueue::rewind`].
+    pub fn position(&self) -> u16 {
+        self.ring.as_ref().map_or(0, QueueT::next_avail)
+    }
+
+    /// Puts all chains back that were taken since `position`, none of which was given back.
+    pub fn rewind(&mut self, position: u16) {
+        if let Some(ring) = self.ring.as_mut() {
+            ring.set_next_avail(position);
+        }
+    }
+
     /// Gives `chain` back to the driver, with `written` bytes written to its writable buffers.
     ///
     /// # Errors
