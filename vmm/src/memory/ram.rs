@@ -5,7 +5,9 @@
 //! of a reservation before anybody else can see it, and are unmapped with it. So the rule that
 //! every unsafe block below leans on: **a region's address range is mapped readable and writable
 //! from its construction until the last `Arc<GuestRam>` (or clone of its regions) is dropped, and
-//! only volatile accessors and the kernel (KVM, userfaultfd, read and write calls) touch it.**
+//! only volatile accessors and the kernel (KVM, userfaultfd, read and write calls) touch it.** The
+//! one exception takes access away and gives none: pieces whose pages will never come are sealed
+//! (see `placer.rs`).
 //!
 //! Memory is kept in 4 KiB pages (`MADV_NOHUGEPAGE`): what differs from the base, what is dirty
 //! and what is still missing are all counted in such pages, and one huge page would turn a touched
