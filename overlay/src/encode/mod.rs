@@ -20,8 +20,8 @@ use crate::bytes::{to_u64, to_usize};
 use crate::decode::StoredPart;
 use crate::digest::{BaseId, OverlayId};
 use crate::format::{
-    FormatError, META_BYTES_MAX, RUNS_MAX, SEGMENT_BYTES_MAX, SEGMENTS_MAX, STATE_BYTES_MAX,
-    SegmentEntry, Tables, run_table, write_trailer,
+    FormatError, META_BYTES_MAX, Prefix, RUNS_MAX, SEGMENT_BYTES_MAX, SEGMENTS_MAX,
+    STATE_BYTES_MAX, SegmentEntry, Tables, run_table, write_trailer,
 };
 use crate::page::{PAGE_BYTES, PageAt, PageReader, SPACE_PAGES_MAX, Space, SpaceSize};
 use crate::parallel;
@@ -154,6 +154,12 @@ pub enum EncodeError {
         /// How much there may be.
         limit: u64,
     },
+    /// There is no such zstd level.
+    #[error("compression level {level} is not one of {} to {}", LEVELS.start(), LEVELS.end())]
+    Level {
+        /// The level.
+        level: i32,
+    },
     /// A page of the VM could not be read.
     #[error("cannot read {pages} pages from {first}")]
     Read {
@@ -214,7 +220,10 @@ pub fn encode<W: Write + Seek>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Summary, EncodeError> {
     let spaces = check_spec(spec)?;
-    let level = options.level.clamp(*LEVELS.start(), *LEVELS.end());
+    let level = options.level;
+    if !LEVELS.contains(&level) {
+        return Err(EncodeError::Level { level });
+    }
     let threads = parallel::threads(options.threads);
 
     let listed = plan::list_pages(&spaces, spec.early, spec.rest)?;
@@ -251,22 +260,7 @@ pub fn encode<W: Write + Seek>(
         early_segments: count(plan.early_segments),
     };
 
-    let start = out.stream_position().map_err(EncodeError::Write)?;
-    let head_bytes = crate::PREFIX_BYTES + tables.index_bytes(plan.segments.len());
-    let first_part = start + to_u64(head_bytes);
-    out.seek(SeekFrom::Start(first_part))
-        .map_err(EncodeError::Write)?;
-    out.write_all(&state.bytes).map_err(EncodeError::Write)?;
-    let segments = write_segments(&plan, pages, level, threads, out, progress)?;
-    let (head, prefix) = tables.head(&segments).map_err(EncodeError::Format)?;
-    write_trailer(out, &prefix).map_err(EncodeError::Write)?;
-    out.seek(SeekFrom::Start(start))
-        .map_err(EncodeError::Write)?;
-    out.write_all(&head).map_err(EncodeError::Write)?;
-    out.seek(SeekFrom::Start(start + prefix.total_bytes()))
-        .map_err(EncodeError::Write)?;
-    out.flush().map_err(EncodeError::Write)?;
-
+    let (segments, prefix) = write_file(&tables, &plan, pages, (level, threads), out, progress)?;
     let early = &segments[..plan.early_segments];
     Ok(Summary {
         id: prefix.id(),
@@ -281,6 +275,35 @@ pub fn encode<W: Write + Seek>(
         early_segments: prefix.early_segments(),
         ..plan.summary(prefix.id())
     })
+}
+
+/// Writes all parts of the file, prefix and index last, into the place left for them. `effort` is
+/// the level and the number of threads.
+fn write_file<W: Write + Seek>(
+    tables: &Tables<'_>,
+    plan: &Plan,
+    pages: &dyn PageReader,
+    effort: (i32, usize),
+    out: &mut W,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Vec<SegmentEntry>, Prefix), EncodeError> {
+    let start = out.stream_position().map_err(EncodeError::Write)?;
+    let head_bytes = crate::PREFIX_BYTES + tables.index_bytes(plan.segments.len());
+    let first_part = start + to_u64(head_bytes);
+    out.seek(SeekFrom::Start(first_part))
+        .map_err(EncodeError::Write)?;
+    out.write_all(&tables.state.bytes)
+        .map_err(EncodeError::Write)?;
+    let segments = write_segments(plan, pages, effort, out, progress)?;
+    let (head, prefix) = tables.head(&segments).map_err(EncodeError::Format)?;
+    write_trailer(out, &prefix).map_err(EncodeError::Write)?;
+    out.seek(SeekFrom::Start(start))
+        .map_err(EncodeError::Write)?;
+    out.write_all(&head).map_err(EncodeError::Write)?;
+    out.seek(SeekFrom::Start(start + prefix.total_bytes()))
+        .map_err(EncodeError::Write)?;
+    out.flush().map_err(EncodeError::Write)?;
+    Ok((segments, prefix))
 }
 
 /// Checks the spec against the limits of the format; gives the spaces in order.
@@ -345,8 +368,7 @@ impl Worker {
 fn write_segments<W: Write>(
     plan: &Plan,
     pages: &dyn PageReader,
-    level: i32,
-    threads: usize,
+    (level, threads): (i32, usize),
     out: &mut W,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<SegmentEntry>, EncodeError> {

@@ -261,6 +261,26 @@ fn errors_say_what_is_wrong() {
 }
 
 #[test]
+fn levels_that_do_not_exist_are_refused() {
+    let (_, now, _) = sample();
+    let spec = DeltaSpec {
+        base: base_id(),
+        spaces: &[],
+        early: &[],
+        rest: &[],
+        state: &[],
+        meta: &[],
+    };
+    for level in [0, 20, -1] {
+        let mut out = Cursor::new(Vec::new());
+        let options = Options { level, threads: 1 };
+        let error = encode(&spec, &now, None, &mut out, options, &mut |_| {}).unwrap_err();
+        assert!(matches!(error, EncodeError::Level { .. }));
+        assert!(out.get_ref().is_empty());
+    }
+}
+
+#[test]
 fn progress_comes_to_its_end() {
     let (base, now, _) = sample();
     let (spaces, rest) = (sizes(&base, &now), crate::testing::places(&now));
