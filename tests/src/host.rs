@@ -81,6 +81,12 @@ impl Host {
         self.lane
     }
 
+    /// The program under test.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// A path in the host's own directory.
     #[must_use]
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {

@@ -8,7 +8,7 @@ use std::{fs, path::Path};
 use super::overlays::overlay;
 use super::{Case, Needs};
 use crate::failure::Outcome;
-use crate::host::{Host, program};
+use crate::host::Host;
 use crate::process::{Finished, Process};
 use crate::{ensure, ensure_eq, namespace};
 
@@ -61,7 +61,7 @@ fn no_kvm(host: &Host) -> Outcome {
 fn run_as_nobody(host: &Host, args: &[&str]) -> Outcome<Finished> {
     let copy = host.path("cloudlet");
     if !copy.exists() {
-        fs::copy(program()?, &copy)?;
+        fs::copy(host.program(), &copy)?;
         fs::set_permissions(host.path(""), PermissionsExt::from_mode(0o755))?;
     }
     give_away(&host.path("run"))?;
