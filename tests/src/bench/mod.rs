@@ -5,6 +5,7 @@
 //! the ratio says something even on a machine that is busy or slow.
 
 mod bare_uffd;
+mod codec;
 mod pager;
 
 use serde::Serialize;
@@ -25,11 +26,23 @@ pub struct Bench {
 }
 
 /// The benches by name, in the order in which `all` runs them.
-pub const BENCHES: &[Bench] = &[Bench {
-    name: "pager",
-    about: "demand faults and bulk placement, beside a bare userfaultfd probe",
-    run: pager::run,
-}];
+pub const BENCHES: &[Bench] = &[
+    Bench {
+        name: "pager",
+        about: "demand faults and bulk placement, beside a bare userfaultfd probe",
+        run: pager::run,
+    },
+    Bench {
+        name: "encode",
+        about: "guest memory encoded into an overlay, per core",
+        run: codec::run_encode,
+    },
+    Bench {
+        name: "apply",
+        about: "segments verified, decompressed and placed in guest memory, per core",
+        run: codec::run_apply,
+    },
+];
 
 /// One figure.
 #[derive(Debug, Clone, Serialize)]

@@ -128,6 +128,9 @@ fn killed(host: &Host) -> Outcome {
     }
     host.ok(&["base", "create", "two", "--builtin", "--memory", "64"])?;
     host.ok(&["base", "verify", "two"])?;
-    ensure!(host.ok(&["base", "ls"])?.contains("two"), "ls does not list it");
+    ensure!(
+        host.ok(&["base", "ls"])?.contains("two"),
+        "ls does not list it"
+    );
     Ok(())
 }
