@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use cloudlet_resources::GUEST_READY;
 use serde_json::Value;
 
 use crate::failure::{Failure, Outcome};
@@ -19,8 +20,6 @@ const LANE_2_SLOWDOWN: u32 = 6;
 
 /// How long a guest may take to boot, and a process to end.
 const BOOT_LIMIT: Duration = Duration::from_secs(10);
-/// What the embedded guest prints when it waits for requests.
-pub const GUEST_READY: &str = "cloudlet-guest: ready";
 
 /// Which KVM is underneath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -351,6 +351,16 @@ pub fn threads(pid: u32) -> Vec<(u32, String)> {
     named.collect()
 }
 
+/// One figure of proc_pid_smaps_rollup(5) by its name, KiB.
+pub fn memory_kib(pid: u32, what: &str) -> Outcome<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+    let number = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse().ok());
+    number.ok_or_else(|| Failure::new(format!("no {what} in {text}")))
+}
+
 fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Field 4 of proc_pid_stat(5), counted after the command, which may hold anything.

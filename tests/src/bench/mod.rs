@@ -6,7 +6,9 @@
 
 mod bare_uffd;
 mod codec;
+mod firecracker;
 mod pager;
+mod vms;
 
 use serde::Serialize;
 
@@ -27,6 +29,16 @@ pub struct Bench {
 
 /// The benches by name, in the order in which `all` runs them.
 pub const BENCHES: &[Bench] = &[
+    Bench {
+        name: "start",
+        about: "process start to first guest output, and what the VMM itself takes",
+        run: vms::run_start,
+    },
+    Bench {
+        name: "restore",
+        about: "restore to first answered request, and what a second clone takes",
+        run: vms::run_restore,
+    },
     Bench {
         name: "pager",
         about: "demand faults and bulk placement, beside a bare userfaultfd probe",

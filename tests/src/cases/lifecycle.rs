@@ -5,9 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
+use cloudlet_resources::GUEST_READY;
+
 use super::{Case, Needs};
 use crate::failure::Outcome;
-use crate::host::{GUEST_READY, Host, pid_of};
+use crate::host::{Host, pid_of};
 use crate::process::{self, Process};
 use crate::{ensure, ensure_eq, guest};
 

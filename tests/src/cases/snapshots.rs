@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Case, Needs};
 use crate::failure::Outcome;
 use crate::host::{Host, pid_of};
-use crate::{ensure, ensure_eq};
+use crate::{ensure, ensure_eq, process};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -96,16 +96,6 @@ fn repeatable(host: &Host) -> Outcome {
     Ok(())
 }
 
-/// Sums a line of proc_pid_smaps_rollup(5), KiB.
-fn memory_kib(pid: u32, what: &str) -> Outcome<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
-    let number = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse().ok());
-    number.ok_or_else(|| crate::failure::Failure::new(format!("no {what} in {text}")))
-}
-
 fn clones(host: &Host) -> Outcome {
     let dir = with_snapshot(host)?;
     host.ok(&["stop", "web"])?;
@@ -118,8 +108,8 @@ fn clones(host: &Host) -> Outcome {
         host.ok(&["call", &name, "verify"])?;
     }
     for vm in &started {
-        pss_kib += memory_kib(pid_of(vm)?, "Pss")?;
-        rss_kib += memory_kib(pid_of(vm)?, "Rss")?;
+        pss_kib += process::memory_kib(pid_of(vm)?, "Pss")?;
+        rss_kib += process::memory_kib(pid_of(vm)?, "Rss")?;
     }
     // Verifying reads all of the state in each: unshared, Pss and Rss would be much the same.
     ensure!(
