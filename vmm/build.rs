@@ -44,6 +44,12 @@ const JUMP_IF_GE: u16 = 0x35;
 /// BPF_RET | BPF_K.
 const RETURN: u16 = 0x06;
 
+/// BPF_JMP | BPF_JA: skips `k` instructions.
+const JUMP: u16 = 0x05;
+
+/// seccompiler's rules: by number of the call the alternatives, none of them for any arguments.
+type Chains = BTreeMap<i64, Vec<SeccompRule>>;
+
 fn main() {
     if let Err(error) = generate() {
         eprintln!("seccomp policies: {error}");
@@ -75,40 +81,57 @@ fn generate() -> Result<(), Box<dyn std::error::Error>> {
 /// search; then seccompiler's rules for those with conditions; everything else traps.
 fn compile(policy: &Policy) -> Result<BpfProgram, Box<dyn std::error::Error>> {
     let mut plain = BTreeSet::new();
-    let mut conditional: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    let mut allowed = Chains::new();
+    let mut failing: BTreeMap<u16, Chains> = BTreeMap::new();
+    for rule in &policy.rules {
+        let chains = match rule.verdict {
+            Verdict::Fail(errno) => failing.entry(errno).or_default(),
+            Verdict::Allow if rule.conditions.is_empty() => {
+                plain.insert(u32::try_from(rule.number)?);
+                continue;
+            }
+            Verdict::Allow => &mut allowed,
+        };
+        let chain = chains.entry(rule.number).or_default();
+        if !rule.conditions.is_empty() {
+            let conditions = rule
+                .conditions
+                .iter()
+                .map(condition)
+                .collect::<Result<_, _>>()?;
+            chain.push(SeccompRule::new(conditions)?);
+        }
+    }
     let mut head = vec![
         LOAD_NUMBER,
         jump(JUMP_IF_GE, X32_SYSCALL_BIT, 0, 1),
         end_with(SeccompAction::KillProcess),
     ];
-    for rule in &policy.rules {
-        let number = u32::try_from(rule.number)?;
-        match rule.verdict {
-            Verdict::Fail(errno) => {
-                head.push(jump(JUMP_IF_EQ, number, 0, 1));
-                head.push(end_with(SeccompAction::Errno(errno.into())));
-            }
-            Verdict::Allow if rule.conditions.is_empty() => {
-                plain.insert(number);
-            }
-            Verdict::Allow => {
-                let list = rule
-                    .conditions
-                    .iter()
-                    .map(condition)
-                    .collect::<Result<_, _>>()?;
-                conditional
-                    .entry(rule.number)
-                    .or_default()
-                    .push(SeccompRule::new(list)?);
-            }
-        }
+    for (errno, chains) in failing {
+        head.extend(fail(chains, errno)?);
     }
+    head.push(LOAD_NUMBER);
     head.extend(search(&Vec::from_iter(plain))?);
     let (trap, allow) = (SeccompAction::Trap, SeccompAction::Allow);
-    let filter = SeccompFilter::new(conditional, trap, allow, TargetArch::x86_64)?;
+    let filter = SeccompFilter::new(allowed, trap, allow, TargetArch::x86_64)?;
     let mut program = BpfProgram::try_from(filter)?;
     program.splice(ARCHITECTURE_CHECK..ARCHITECTURE_CHECK, head);
+    Ok(program)
+}
+
+/// The calls that `chains` match fail with `errno`; for all others the program runs on behind
+/// itself, where seccompiler would have allowed them.
+fn fail(chains: Chains, errno: u16) -> Result<BpfProgram, Box<dyn std::error::Error>> {
+    let (go_on, fail) = (SeccompAction::Allow, SeccompAction::Errno(errno.into()));
+    let filter = SeccompFilter::new(chains, go_on, fail, TargetArch::x86_64)?;
+    let mut program = BpfProgram::try_from(filter)?;
+    program.drain(..ARCHITECTURE_CHECK);
+    let end = program.len();
+    for (index, step) in program.iter_mut().enumerate() {
+        if *step == end_with(SeccompAction::Allow) {
+            *step = jump(JUMP, u32::try_from(end - index - 1)?, 0, 0);
+        }
+    }
     Ok(program)
 }
 

@@ -1,5 +1,6 @@
 //! Fetching from files and servers, good, slow and hostile ones, and the project's own server.
 
+mod confined;
 mod hostile;
 mod link;
 mod server;

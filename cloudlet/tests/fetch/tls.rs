@@ -11,7 +11,7 @@ use cloudlet::serve::{Fate, ServeError, ServeOptions, Server, Shape};
 use crate::util::{Folder, Scripted, impatient, read_all, serve};
 
 /// Writes a new authority and a certificate of it for `names`: authority, certificate, key.
-fn certify(folder: &Folder, label: &str, names: &[&str]) -> [PathBuf; 3] {
+pub(crate) fn certify(folder: &Folder, label: &str, names: &[&str]) -> [PathBuf; 3] {
     let ca_key = rcgen::KeyPair::generate().expect("a key");
     let mut ca = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! line      = [rule] ["#" reason]
-//! rule      = SYSCALL [condition {"and" condition} | "=>" ERRNO]
+//! rule      = SYSCALL [condition {"and" condition}] ["=>" ERRNO]
 //! condition = argument ["&" value] "==" value
 //!           | argument "in" "{" value {"," value} "}"
 //! argument  = "arg" DIGIT [":64"]
@@ -39,7 +39,7 @@ pub(crate) struct Policy {
 pub(crate) enum Verdict {
     /// The kernel performs it.
     Allow,
-    /// The kernel returns this error without performing it; only in rules without conditions.
+    /// The kernel returns this error without performing it.
     Fail(u16),
 }
 
@@ -214,13 +214,15 @@ impl Names {
             .find(|(name, _)| *name == syscall)
             .map(|&(_, number)| number)
             .ok_or_else(|| Problem::UnknownSyscall(syscall.to_owned()))?;
-        let mut alternatives = vec![Vec::new()];
-        let mut verdict = Verdict::Allow;
-        match words.peek() {
-            None => {}
-            Some("=>") => verdict = self.parse_error(&mut words)?,
-            Some(_) => alternatives = self.parse_conditions(&mut words)?,
-        }
+        let alternatives = match words.peek() {
+            None | Some("=>") => vec![Vec::new()],
+            Some(_) => self.parse_conditions(&mut words)?,
+        };
+        let verdict = match words.0.next() {
+            None => Verdict::Allow,
+            // The conditions end nowhere else.
+            Some(_) => self.parse_error(&mut words)?,
+        };
         if reason.trim().is_empty() {
             return Err(Problem::NoReason(syscall.to_owned()));
         }
@@ -239,9 +241,8 @@ impl Names {
             .collect())
     }
 
-    /// The error that a call ends with, and the end of the line.
+    /// The error behind `=>`, and the end of the line.
     fn parse_error(&self, words: &mut Words<'_>) -> Result<Verdict, Problem> {
-        words.expect("=>", "`=>`")?;
         let errno = self.parse_term(words.0.next())?;
         if let Some(found) = words.0.next() {
             return Err(unexpected("the end", Some(found)));
@@ -252,16 +253,16 @@ impl Names {
         }
     }
 
-    /// Conditions joined by `and`, as the list of all their combinations.
+    /// Conditions joined by `and`, as the list of all their combinations, up to `=>` or the end.
     fn parse_conditions(&self, words: &mut Words<'_>) -> Result<Vec<Vec<Condition>>, Problem> {
         let mut alternatives = vec![Vec::new()];
         loop {
             let choices = self.parse_condition(words)?;
             alternatives = product(&alternatives, &choices);
-            match words.0.next() {
-                None => return Ok(alternatives),
-                Some("and") => {}
-                Some(found) => return Err(unexpected("`and` or the end", Some(found))),
+            match words.peek() {
+                None | Some("=>") => return Ok(alternatives),
+                Some("and") => _ = words.0.next(),
+                other => return Err(unexpected("`and`, `=>` or the end", other)),
             }
         }
     }

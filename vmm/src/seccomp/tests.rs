@@ -34,7 +34,8 @@ fn reads_every_form() {
          ioctl arg1 == 0x5401 # why\n\
          socket arg0 in {AF_INET,AF_INET6} and arg1 & SOCK_STREAM | SOCK_DGRAM == 1 # why\n\
          mmap arg2:64&PROT_EXEC==0 # why\n\
-         clone3 => ENOSYS # why",
+         clone3 => ENOSYS # why\n\
+         socket arg0 in {AF_NETLINK, 17} => EACCES # why",
     )
     .expect("valid");
     let of = |name: &str| {
@@ -50,7 +51,8 @@ fn reads_every_form() {
     assert_eq!(of("ioctl")[0].conditions[0].value, 0xAE80);
     assert_eq!(of("ioctl")[1].conditions[0].value, 0x5401);
     let socket = of("socket");
-    assert_eq!(socket.len(), 2, "one rule a value of the set");
+    assert_eq!(socket.len(), 4, "one rule a value of the set");
+    assert_eq!(socket[3].verdict, Verdict::Fail(13));
     assert_eq!(socket[1].conditions[0].value, 10);
     assert_eq!(socket[1].conditions[1].mask, Some(3));
     assert_eq!(of("clone3")[0].verdict, Verdict::Fail(38));
@@ -122,7 +124,7 @@ fn names_file_line_and_problem() {
         ),
         (
             "ioctl arg1 == 1 or arg2 == 1 # why",
-            "expected `and` or the end, found `or`",
+            "expected `and`, `=>` or the end, found `or`",
         ),
         ("ioctl arg1 == 1 and # why", "`` is not an argument"),
         (
@@ -142,8 +144,17 @@ fn names_file_line_and_problem() {
         ("clone3 => 4096 # why", "4096 is not an error number"),
         ("clone3 => ENOSYS 1 # why", "expected the end, found `1`"),
         (
-            "clone3 arg0 == 1 => ENOSYS # why",
-            "expected `and` or the end, found `=>`",
+            "clone3 => # why",
+            "expected a constant or a number, found the end",
+        ),
+        (
+            "socket arg0 == 1 and => EPERM # why",
+            "`=>` is not an argument",
+        ),
+        (
+            "socket arg0 == 1 # a
+socket arg0 == 1 => EPERM # b",
+            "already settled by line 3",
         ),
         ("ioctl arg1 & 1 # why", "expected `==` after the mask"),
     ] {

@@ -129,12 +129,17 @@ fn forbidden(deed: &str, zero: &File) {
         let [a, b, c] = arguments;
         // SAFETY: none of the calls below is given a pointer that it could write through, and
         // the process ends here if the filter works.
-        unsafe { libc::syscall(number, a, b, c) };
+        let result = unsafe { libc::syscall(number, a, b, c) };
+        eprintln!(
+            "call {number} returned {result}: {}",
+            io::Error::last_os_error()
+        );
     };
     let path: &CStr = c"/dev/null";
     let path = path.as_ptr().addr().cast_signed() as i64;
     match deed {
         "socket-inet" => call(libc::SYS_socket, [2, 1, 0]),
+        "socket-netlink" => call(libc::SYS_socket, [16, 3, 0]),
         "socket-packet" => call(libc::SYS_socket, [17, 3, 0]),
         "execve" => call(libc::SYS_execve, [path, 0, 0]),
         "fork" => call(libc::SYS_fork, [0; 3]),
@@ -240,6 +245,19 @@ fn no_network_but_for_fetch() {
         run(ThreadKind::Fetch, "socket-inet").status.code(),
         Some(EXIT_CODE_SURVIVED)
     );
+}
+
+/// The resolver opens one of its own accord: it is refused, and the thread lives.
+#[test]
+fn no_netlink_for_anybody() {
+    let output = run(ThreadKind::Fetch, "socket-netlink");
+    assert_eq!(output.status.code(), Some(EXIT_CODE_SURVIVED));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        text.contains("call 41 returned -1: Permission denied"),
+        "{text}"
+    );
+    assert_dies(ThreadKind::Control, "socket-netlink", "socket (41)");
 }
 
 #[test]
