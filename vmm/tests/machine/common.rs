@@ -1,7 +1,8 @@
 //! What the tests with KVM share: tiny guests assembled by hand, and machines to run them in.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use cloudlet_vmm::boot::Image;
@@ -9,7 +10,8 @@ use cloudlet_vmm::config::{BootProtocol, MachineConfig};
 use cloudlet_vmm::exit::ExitReason;
 use cloudlet_vmm::machine::{Backends, Machine, MachineError};
 use cloudlet_vmm::memory::{Ram, RamLayout};
-use cloudlet_vmm::threads::no_hook;
+use cloudlet_vmm::seccomp;
+use cloudlet_vmm::threads::ThreadHook;
 
 /// Where the tiny kernels lie.
 pub(crate) const LOAD_ADDRESS: u64 = 0x10_0000;
@@ -143,9 +145,20 @@ pub(crate) fn booted(
         None,
         backends(sink),
     )?;
-    machine.start(&no_hook())?;
+    machine.start(&filters())?;
     machine.resume()?;
     Ok(machine)
+}
+
+/// The hook of a VMM process: each thread gets its filter. A violation is told on standard error
+/// and ends the whole test program.
+pub(crate) fn filters() -> ThreadHook {
+    static PREPARED: Once = Once::new();
+    PREPARED.call_once(|| {
+        let report = io::stderr().as_fd().try_clone_to_owned().unwrap();
+        seccomp::prepare(report).unwrap();
+    });
+    Arc::new(|kind| Ok(seccomp::install(kind)?))
 }
 
 /// Run a machine to its end.

@@ -128,7 +128,7 @@ fn the_protocol_follows_the_note() {
         let ram = fresh_ram(&config);
         let mut machine =
             Machine::boot(config, ram, &Image::Bytes(&image), None, backends(&sink)).unwrap();
-        machine.start(&cloudlet_vmm::threads::no_hook()).unwrap();
+        machine.start(&filters()).unwrap();
         machine.resume().unwrap();
         assert_eq!(run_to_end(&mut machine), ExitReason::Shutdown);
         assert_eq!(sink.bytes(), expected);

@@ -1,6 +1,7 @@
 //! Whole machines with hand-assembled guests. These need nothing but `/dev/kvm`.
 
 mod common;
+mod confined;
 mod exits;
 mod snapshot;
 mod topology;

@@ -9,7 +9,6 @@ use cloudlet_vmm::cpu::cpuid::CpuidError;
 use cloudlet_vmm::cpu::state::VcpuState;
 use cloudlet_vmm::machine::{Machine, MachineError};
 use cloudlet_vmm::memory::{Ram, RamLayout};
-use cloudlet_vmm::threads::no_hook;
 
 use crate::common::*;
 
@@ -91,7 +90,7 @@ fn a_restored_machine_counts_on() {
         let mut restored =
             Machine::restore(&state, copy_of_ram(&machine), backends(&more)).unwrap();
         assert_eq!(restored.config(), machine.config());
-        restored.start(&no_hook()).unwrap();
+        restored.start(&filters()).unwrap();
         restored.resume().unwrap();
         turn_until(&mut restored, |_| more.bytes().len() >= 300);
         assert!(
@@ -142,7 +141,7 @@ fn saving_twice_and_saving_a_restored_one_give_the_same() {
     assert_eq!(timeless(&machine.save().unwrap()), timeless(&state));
     let mut restored =
         Machine::restore(&state, copy_of_ram(&machine), backends(&Sink::default())).unwrap();
-    restored.start(&no_hook()).unwrap();
+    restored.start(&filters()).unwrap();
     assert_eq!(timeless(&restored.save().unwrap()), timeless(&state));
 }
 
@@ -159,7 +158,7 @@ fn eight_vcpus_are_saved_and_restored() {
     let state = machine.save().unwrap();
     let mut restored =
         Machine::restore(&state, copy_of_ram(&machine), backends(&Sink::default())).unwrap();
-    restored.start(&no_hook()).unwrap();
+    restored.start(&filters()).unwrap();
     assert_eq!(timeless(&restored.save().unwrap()), timeless(&state));
 }
 
