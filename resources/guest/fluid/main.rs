@@ -9,7 +9,7 @@ use alloc::string::String;
 
 use shared::app::{Answer, App, Host, Started};
 // The modules below name these as `crate::…`, so that the host's tests can include them.
-use shared::{hash, math, words};
+use shared::{hash, lanes, math, words};
 
 mod render;
 mod sim;
@@ -30,7 +30,7 @@ impl App for Fluid {
             hz => 1_000_000_000 / u64::from(hz),
         };
         let begin = host.now();
-        let mut tanks = Tanks::new(settings);
+        let mut tanks = Tanks::new(settings)?;
         tanks.warm_up();
         let ms = (host.now() - begin) / 1_000_000;
         let text = format!("started with {} bytes of liquid in {ms} ms", tanks.bytes());

@@ -7,6 +7,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::lanes::{LANES, Lanes};
 use crate::math::{Random, sqrt};
 
 /// Numbers kept of each particle.
@@ -64,7 +65,8 @@ pub struct Scratch {
     starts: Vec<u32>,
     cells: Vec<u32>,
     order: Vec<u32>,
-    /// By place in `order`: position, velocity, pressure, near pressure, dye.
+    /// By place in `order`: position, velocity, pressure, near pressure, dye. A little longer than
+    /// there are particles, so that whole lanes may be read at the end.
     sorted: [Vec<f32>; 7],
 }
 
@@ -75,7 +77,7 @@ impl Scratch {
             starts: vec![0; COLUMNS * ROWS + 1],
             cells: vec![0; particles],
             order: vec![0; particles],
-            sorted: core::array::from_fn(|_| vec![0.0; particles]),
+            sorted: core::array::from_fn(|_| vec![0.0; particles + LANES]),
         }
     }
 
@@ -191,21 +193,25 @@ fn gather(scratch: &mut Scratch, [x, y, vx, vy, dye]: [&[f32]; 5]) {
 
 /// Density and near density of each particle, and the pressures that follow.
 fn densities(scratch: &mut Scratch, density: &mut [f32], near: &mut [f32]) {
+    let (zero, one) = (Lanes::all(0.0), Lanes::all(1.0));
     for place in 0..scratch.order.len() {
         let [sx, sy, ..] = &scratch.sorted;
-        let (x, y) = (sx[place], sy[place]);
-        let (mut sum, mut sum_near) = (0.0, 0.0);
-        for range in scratch.near(x, y) {
-            for (ox, oy) in sx[range.clone()].iter().zip(&sy[range]) {
-                let (dx, dy) = (ox - x, oy - y);
-                let q = (1.0 - sqrt(dx * dx + dy * dy)).max(0.0);
-                sum += q * q;
-                sum_near += q * q * q;
+        let (x, y) = (Lanes::all(sx[place]), Lanes::all(sy[place]));
+        let (mut sum, mut sum_near) = (zero, zero);
+        for range in scratch.near(sx[place], sy[place]) {
+            for j in range.clone().step_by(LANES) {
+                let (dx, dy) = (Lanes::load(sx, j) - x, Lanes::load(sy, j) - y);
+                let q = (one - (dx * dx + dy * dy).sqrt())
+                    .max(zero)
+                    .first(range.end - j);
+                let square = q * q;
+                sum += square;
+                sum_near += square * q;
             }
         }
         // The particle met itself, at distance 0.
         let i = scratch.order[place] as usize;
-        (density[i], near[i]) = (sum - 1.0, sum_near - 1.0);
+        (density[i], near[i]) = (sum.sum() - 1.0, sum_near.sum() - 1.0);
         scratch.sorted[4][place] = STIFFNESS * (density[i] - REST_DENSITY);
         scratch.sorted[5][place] = NEAR_STIFFNESS * near[i];
     }
@@ -213,38 +219,38 @@ fn densities(scratch: &mut Scratch, density: &mut [f32], near: &mut [f32]) {
 
 /// Moves the particles apart or together, and leaves the change of velocity by viscosity in `vx`, `vy`.
 fn relax(scratch: &Scratch, [x, y, vx, vy, dye]: [&mut [f32]; 5]) {
+    let (zero, one, half) = (Lanes::all(0.0), Lanes::all(1.0), Lanes::all(0.5));
+    let least = Lanes::all(1e-4);
     let [sx, sy, svx, svy, pressures, near_pressures, sdye] = &scratch.sorted;
     for (place, &i) in scratch.order.iter().enumerate() {
-        let (px, py, ux, uy) = (sx[place], sy[place], svx[place], svy[place]);
-        let (pressure, near_pressure) = (pressures[place], near_pressures[place]);
-        let (mut mx, mut my, mut ax, mut ay, mut tint, mut weight) = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0);
-        for range in scratch.near(px, py) {
-            for j in range {
-                let (dx, dy) = (sx[j] - px, sy[j] - py);
-                let square = dx * dx + dy * dy;
-                if square >= 1.0 || j == place {
-                    continue;
-                }
-                let r = sqrt(square).max(1e-4);
-                let q = 1.0 - r;
-                let push = ((pressure + pressures[j]) * q
-                    + (near_pressure + near_pressures[j]) * q * q)
-                    * 0.5
-                    / r;
-                mx -= push * dx;
-                my -= push * dy;
-                ax += (svx[j] - ux) * q;
-                ay += (svy[j] - uy) * q;
-                tint += sdye[j] * q;
+        let own = |of: &[f32]| Lanes::all(of[place]);
+        let (px, py, ux, uy) = (own(sx), own(sy), own(svx), own(svy));
+        let (pressure, near_pressure) = (own(pressures), own(near_pressures));
+        let [mut mx, mut my, mut ax, mut ay, mut tint, mut weight] = [zero; 6];
+        for range in scratch.near(sx[place], sy[place]) {
+            for j in range.clone().step_by(LANES) {
+                let at = |of: &[f32]| Lanes::load(of, j);
+                // The particle itself has distance 0 and adds nothing but its own dye.
+                let (dx, dy) = (at(sx) - px, at(sy) - py);
+                let r = (dx * dx + dy * dy).sqrt().max(least);
+                let q = (one - r).max(zero).first(range.end - j);
+                let push = ((pressure + at(pressures)) + (near_pressure + at(near_pressures)) * q)
+                    * q
+                    * half.over(r);
+                mx += push * dx;
+                my += push * dy;
+                ax += (at(svx) - ux) * q;
+                ay += (at(svy) - uy) * q;
+                tint += at(sdye) * q;
                 weight += q;
             }
         }
         let i = i as usize;
-        x[i] += mx.clamp(-0.25, 0.25);
-        y[i] += my.clamp(-0.25, 0.25);
-        vx[i] = VISCOSITY * ax;
-        vy[i] = VISCOSITY * ay;
-        dye[i] += ((sdye[place] + tint) / weight - dye[i]) * 0.002;
+        x[i] -= mx.sum().clamp(-0.25, 0.25);
+        y[i] -= my.sum().clamp(-0.25, 0.25);
+        vx[i] = VISCOSITY * ax.sum();
+        vy[i] = VISCOSITY * ay.sum();
+        dye[i] += (tint.sum() / weight.sum() - dye[i]) * 0.002;
     }
 }
 

@@ -67,10 +67,15 @@ pub type Reply = (String, Vec<u8>);
 
 impl Tanks {
     /// Fills all tanks and warms them up.
-    pub fn new(settings: Settings) -> Tanks {
-        let len = settings.particles * FIELDS;
+    pub fn new(settings: Settings) -> Result<Tanks, String> {
+        let len = settings.particles * FIELDS * settings.tanks;
+        let mut state = Vec::new();
+        state
+            .try_reserve_exact(len)
+            .map_err(|_| format!("there is no memory for {len} numbers"))?;
+        state.resize(len, 0.0);
         let mut tanks = Tanks {
-            state: vec![0.0; len * settings.tanks],
+            state,
             tanks: vec![Tank::default(); settings.tanks],
             scratch: Scratch::new(settings.particles),
             next: 0,
@@ -91,7 +96,7 @@ impl Tanks {
             }
             tanks.seal(tank);
         }
-        tanks
+        Ok(tanks)
     }
 
     /// Bytes of live state.

@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::descriptor::{DIMS, likeness};
+use crate::descriptor::{DIMS, likeness, likeness_wide, widen};
 use crate::hash::Hash;
 use crate::math::{Random, sqrt};
 
@@ -65,39 +65,51 @@ fn hash_of(seed: usize, bytes: &[u8]) -> u64 {
     hash.finish()
 }
 
-fn nearest(centres: &[u8], descriptor: &[u8]) -> usize {
+/// A descriptor as wider numbers.
+type Wide = [i16; DIMS];
+
+fn wide(descriptor: &[u8]) -> Wide {
+    let mut wide = [0; DIMS];
+    for (to, from) in wide.iter_mut().zip(widen(descriptor)) {
+        *to = from;
+    }
+    wide
+}
+
+fn nearest(centres: &[Wide], descriptor: &Wide) -> usize {
     let mut best = (i32::MIN, 0);
-    for (i, centre) in centres.chunks_exact(DIMS).enumerate() {
-        best = best.max((likeness(centre, descriptor), i));
+    for (i, centre) in centres.iter().enumerate() {
+        let like = likeness_wide(centre, descriptor);
+        if like > best.0 {
+            best = (like, i);
+        }
     }
     best.1
 }
 
 /// Centres of the descriptors: `count` of them, by rounds of assigning and averaging.
-fn centres_of(sample: &[&[u8]], count: usize, random: &mut Random) -> Vec<u8> {
-    let mut centres = vec![0; count * DIMS];
+fn centres_of(sample: &[Wide], count: usize, random: &mut Random) -> Vec<Wide> {
     if sample.is_empty() {
-        return centres;
+        return vec![[0; DIMS]; count];
     }
-    for centre in centres.chunks_exact_mut(DIMS) {
-        let pick = random.bits() % sample.len() as u64;
-        centre.copy_from_slice(&sample[pick as usize][..DIMS]);
-    }
-    let mut sums = vec![0i32; count * DIMS];
+    let mut centres: Vec<Wide> = (0..count)
+        .map(|_| sample[(random.bits() % sample.len() as u64) as usize])
+        .collect();
+    let mut sums = vec![[0i32; DIMS]; count];
     for _ in 0..ROUNDS {
-        sums.fill(0);
+        sums.fill([0; DIMS]);
         for descriptor in sample {
-            let at = nearest(&centres, &descriptor[..DIMS]) * DIMS;
-            for (sum, byte) in sums[at..at + DIMS].iter_mut().zip(*descriptor) {
-                *sum += i32::from(*byte as i8);
+            let sums = &mut sums[nearest(&centres, descriptor)];
+            for (sum, number) in sums.iter_mut().zip(descriptor) {
+                *sum += i32::from(*number);
             }
         }
-        for (centre, sums) in centres.chunks_exact_mut(DIMS).zip(sums.chunks_exact(DIMS)) {
+        for (centre, sums) in centres.iter_mut().zip(&sums) {
             let square: f32 = sums.iter().map(|&s| s as f32 * s as f32).sum();
             if square > 0.0 {
                 let factor = CENTRE_LENGTH / sqrt(square);
-                for (byte, &sum) in centre.iter_mut().zip(sums) {
-                    *byte = (sum as f32 * factor).clamp(-127.0, 127.0) as i8 as u8;
+                for (number, &sum) in centre.iter_mut().zip(sums) {
+                    *number = (sum as f32 * factor).clamp(-127.0, 127.0) as i16;
                 }
             }
         }
@@ -107,8 +119,12 @@ fn centres_of(sample: &[&[u8]], count: usize, random: &mut Random) -> Vec<u8> {
 
 impl Index {
     /// Makes the database.
-    pub fn build(source: &impl Source) -> Index {
+    pub fn build(source: &impl Source) -> Result<Index, String> {
         let count = source.count();
+        let mut records = Vec::new();
+        records
+            .try_reserve_exact(count * RECORD)
+            .map_err(|_| format!("there is no memory for {} bytes", count * RECORD))?;
         // About as many lists as a list has records, within bounds.
         let branch = (1..BRANCH_MAX)
             .find(|b| b * b * b * b >= count)
@@ -119,38 +135,38 @@ impl Index {
             centre_hashes: Vec::with_capacity(branch + 1),
             lists: vec![List::default(); branch * branch],
             lists_hash: 0,
-            records: Vec::with_capacity(count * RECORD),
+            records,
         };
-        index.make_centres(source);
-        let lists = index.fill(source);
+        let centres = index.make_centres(source);
+        let lists = index.fill(source, &centres);
         index.order(lists);
         index.seal();
-        index
+        Ok(index)
     }
 
-    fn make_centres(&mut self, source: &impl Source) {
+    /// Makes the centres, and returns them as wider numbers, block after block.
+    fn make_centres(&mut self, source: &impl Source) -> Vec<Wide> {
         let branch = self.branch;
         let count = (branch * branch * SAMPLE).min(source.count());
         let stride = source.count() / count;
-        let mut sample = vec![0; count * RECORD];
-        for (i, record) in sample.chunks_exact_mut(RECORD).enumerate() {
-            source.write(i * stride, record);
+        let mut record = [0; RECORD];
+        let mut sample = Vec::with_capacity(count);
+        for i in 0..count {
+            source.write(i * stride, &mut record);
+            sample.push(wide(&record[..DIMS]));
         }
         let mut random = Random::new(1);
-        let all: Vec<&[u8]> = sample
-            .chunks_exact(RECORD)
-            .map(|record| &record[..DIMS])
-            .collect();
-        let groups = centres_of(&all, branch, &mut random);
+        let mut centres = centres_of(&sample, branch, &mut random);
         let mut members = vec![Vec::new(); branch];
-        for descriptor in all {
-            members[nearest(&groups, descriptor)].push(descriptor);
+        for descriptor in sample {
+            members[nearest(&centres, &descriptor)].push(descriptor);
         }
-        self.centres.extend_from_slice(&groups);
         for members in &members {
-            self.centres
-                .extend_from_slice(&centres_of(members, branch, &mut random));
+            centres.extend_from_slice(&centres_of(members, branch, &mut random));
         }
+        self.centres
+            .extend(centres.iter().flatten().map(|number| *number as u8));
+        centres
     }
 
     fn block(&self, block: usize) -> &[u8] {
@@ -159,13 +175,15 @@ impl Index {
     }
 
     /// Writes all records, in the order of the source; returns the list of each.
-    fn fill(&mut self, source: &impl Source) -> Vec<u16> {
+    fn fill(&mut self, source: &impl Source, centres: &[Wide]) -> Vec<u16> {
         let mut record = [0; RECORD];
         let mut lists = Vec::with_capacity(source.count());
         for number in 0..source.count() {
             source.write(number, &mut record);
-            let group = nearest(self.block(0), &record[..DIMS]);
-            let list = group * self.branch + nearest(self.block(1 + group), &record[..DIMS]);
+            let descriptor = wide(&record[..DIMS]);
+            let block = |number: usize| &centres[number * self.branch..][..self.branch];
+            let group = nearest(block(0), &descriptor);
+            let list = group * self.branch + nearest(block(1 + group), &descriptor);
             self.lists[list].count += 1;
             lists.push(list as u16);
             self.records.extend_from_slice(&record);

@@ -9,7 +9,7 @@ use alloc::string::String;
 
 use shared::app::{Answer, App, Host, Started};
 // The modules below name these as `crate::…`, so that the host's tests can include them.
-use shared::{hash, math, words};
+use shared::{hash, lanes, math, words};
 
 mod descriptor;
 mod index;

@@ -42,6 +42,10 @@ impl Training {
         if data.is_empty() || !data.len().is_multiple_of(TRAINING_RECORD) {
             return Err(format!("{} bytes are no training pictures", data.len()));
         }
+        let have = data.len() / TRAINING_RECORD;
+        if have > usize::from(u16::MAX) {
+            return Err(format!("{have} training pictures are too many"));
+        }
         let records = data.chunks_exact(TRAINING_RECORD).enumerate();
         let pictures = records.map(|(i, record)| {
             let picture = Picture::new(&record[1..]).filter(|_| record[0] < 10);
@@ -50,9 +54,6 @@ impl Training {
                 .ok_or(format!("training picture {i} is none"))
         });
         let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
-        if pictures.len() > usize::from(u16::MAX) {
-            return Err(format!("{} training pictures are too many", pictures.len()));
-        }
         let count = count.max(pictures.len());
         Ok(Training { pictures, count })
     }
@@ -109,7 +110,7 @@ impl Recogniser {
     /// Makes the database from training records.
     pub fn new(settings: &Settings, data: &[u8]) -> Result<Recogniser, String> {
         let training = Training::new(data, (settings.mib << 20) / RECORD)?;
-        let index = Index::build(&training);
+        let index = Index::build(&training)?;
         let recogniser = Recogniser {
             index,
             probes: settings.probes,

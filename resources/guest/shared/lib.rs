@@ -9,6 +9,7 @@ pub mod app;
 #[path = "../../src/hash.rs"]
 pub mod hash;
 pub mod heap;
+pub mod lanes;
 pub mod math;
 mod mem;
 #[path = "../../src/protocol.rs"]

@@ -1,33 +1,7 @@
 //! The recogniser, run on the host: it knows pictures it has not seen, and notices damage.
-#![allow(
-    unreachable_pub,
-    reason = "the guest's modules are included as they are"
-)]
-#![allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss
-)]
-#![allow(
-    clippy::cast_precision_loss,
-    reason = "guest code; build.rs holds it to other lints"
-)]
 
-extern crate alloc;
-
-#[path = "../guest/object/descriptor.rs"]
-mod descriptor;
-#[path = "../guest/object/index.rs"]
-mod index;
-#[path = "../guest/shared/math.rs"]
-mod math;
-#[path = "../guest/object/recogniser.rs"]
-mod recogniser;
-#[path = "../guest/shared/words.rs"]
-mod words;
-
-use cloudlet_resources::{digits, hash};
-use recogniser::{Recogniser, Settings};
+use crate::recogniser::{Recogniser, Settings};
+use cloudlet_resources::digits;
 
 fn recogniser(params: &str) -> Recogniser {
     Recogniser::new(&Settings::parse(params).unwrap(), &digits::training()).unwrap()

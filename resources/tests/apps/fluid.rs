@@ -1,37 +1,10 @@
 //! The liquid, run on the host: it stays in its tank, it answers, and it notices damage.
-#![allow(
-    unreachable_pub,
-    reason = "the guest's modules are included as they are"
-)]
-#![allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss
-)]
-#![allow(
-    clippy::cast_precision_loss,
-    reason = "guest code; build.rs holds it to other lints"
-)]
 
-extern crate alloc;
-
-#[path = "../guest/shared/math.rs"]
-mod math;
-#[path = "../guest/fluid/render.rs"]
-mod render;
-#[path = "../guest/fluid/sim.rs"]
-mod sim;
-#[path = "../guest/fluid/tanks.rs"]
-mod tanks;
-#[path = "../guest/shared/words.rs"]
-mod words;
-
-use cloudlet_resources::hash;
-use sim::{FIELDS, HEIGHT, Scratch, WIDTH, X, Y, field};
+use crate::sim::{self, FIELDS, HEIGHT, Scratch, WIDTH, X, Y, field};
+use crate::tanks::{Settings, Tanks};
 
 /// Index of the array of densities.
 const DENSITY: usize = 6;
-use tanks::{Settings, Tanks};
 
 #[test]
 fn particles_stay_in_the_tank_and_come_to_rest_at_the_bottom() {
@@ -59,7 +32,8 @@ fn particles_stay_in_the_tank_and_come_to_rest_at_the_bottom() {
 #[test]
 fn the_same_seed_gives_the_same_liquid() {
     let run = || {
-        let mut tanks = Tanks::new(Settings::parse("tanks=3 particles=500 seed=9").unwrap());
+        let mut tanks =
+            Tanks::new(Settings::parse("tanks=3 particles=500 seed=9").unwrap()).unwrap();
         tanks.warm_up();
         assert_eq!(tanks.bytes(), 3 * 500 * FIELDS * 4);
         tanks.step().unwrap();
@@ -77,7 +51,7 @@ fn the_same_seed_gives_the_same_liquid() {
 
 #[test]
 fn a_poked_tank_is_next() {
-    let mut tanks = Tanks::new(Settings::parse("tanks=5 particles=64 warmup=0").unwrap());
+    let mut tanks = Tanks::new(Settings::parse("tanks=5 particles=64 warmup=0").unwrap()).unwrap();
     tanks.request("poke 3 0.1 0.1 1 16 16").unwrap();
     tanks.step().unwrap();
     let (text, _) = tanks.request("frame 3 16 16").unwrap();
@@ -94,7 +68,7 @@ fn wrong_words_are_named() {
     ] {
         assert!(Settings::parse(params).err().unwrap().contains(part));
     }
-    let mut tanks = Tanks::new(Settings::parse("tanks=1 particles=64 warmup=0").unwrap());
+    let mut tanks = Tanks::new(Settings::parse("tanks=1 particles=64 warmup=0").unwrap()).unwrap();
     for (request, part) in [
         ("", "`` is not understood"),
         ("frame", "TANK is missing"),
@@ -112,7 +86,7 @@ fn wrong_words_are_named() {
 /// Writes pictures of a tank as it splashes, to look at: set FLUID_PICTURES to a folder.
 #[test]
 fn pictures_are_not_all_of_one_colour() {
-    let mut tanks = Tanks::new(Settings::parse("tanks=1 seed=3").unwrap());
+    let mut tanks = Tanks::new(Settings::parse("tanks=1 seed=3").unwrap()).unwrap();
     for i in 0..6 {
         let (text, rgb) = tanks.request("frame 0").unwrap();
         assert!(text.contains("640x480"), "{text}");
@@ -127,4 +101,17 @@ fn pictures_are_not_all_of_one_colour() {
             tanks.request("poke 0 0.5 0.2 3").unwrap();
         }
     }
+}
+
+#[test]
+fn more_than_there_is_memory_for_is_refused() {
+    let settings = Settings {
+        tanks: usize::MAX / 1_000_000,
+        particles: 9000,
+        rate_hz: 0,
+        dirty: 0,
+        warmup: 0,
+        seed: 0,
+    };
+    assert!(Tanks::new(settings).err().unwrap().contains("no memory"));
 }
