@@ -1,6 +1,7 @@
 //! An application on the disk: a header block, then the image, then the data, each from a 4 KiB
 //! boundary. The header is written last, between flushes, so that a disk holds a whole application
-//! or none.
+//! or none. The first writable disk belongs to the runtime whole: what is behind the application is
+//! discarded.
 
 use alloc::boxed::Box;
 use alloc::format;
