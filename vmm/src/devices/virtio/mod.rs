@@ -12,8 +12,8 @@ pub mod queue;
 pub mod rng;
 pub mod vsock;
 
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod testing;
 
 use std::io;
 use std::os::fd::RawFd;

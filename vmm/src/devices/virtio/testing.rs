@@ -1,5 +1,6 @@
-//! A driver for tests: it sets a device up through its registers, builds rings in real guest
-//! memory, and turns the event loop.
+//! A driver for tests and fuzz targets: it sets a device up through its registers, builds rings in
+//! real guest memory, and turns the event loop. Compiled for tests and with the feature `fuzzing`
+//! only; what it finds broken in itself it panics about.
 
 use std::sync::Arc;
 
@@ -10,41 +11,60 @@ use super::mmio::MmioTransport;
 use super::{GuestRam, VirtioDevice};
 use crate::bus::BusDevice;
 
-pub(crate) const LOW_RAM: u64 = 64 << 20;
-pub(crate) const HIGH_BASE: u64 = 4 << 30;
-pub(crate) const HIGH_RAM: u64 = 1 << 20;
+/// Bytes of RAM from address 0.
+pub const LOW_RAM: u64 = 64 << 20;
+/// Where the second region of RAM starts.
+pub const HIGH_BASE: u64 = 4 << 30;
+/// Bytes in it.
+pub const HIGH_RAM: u64 = 1 << 20;
 /// Where tests put their buffers; rings lie below.
-pub(crate) const BUFFERS: u64 = 1 << 20;
+pub const BUFFERS: u64 = 1 << 20;
 
 /// Feature bit 32: VIRTIO_F_VERSION_1.
-pub(crate) const VERSION_1: u64 = 1 << 32;
+pub const VERSION_1: u64 = 1 << 32;
 /// Feature bit 29: VIRTIO_F_EVENT_IDX.
-pub(crate) const EVENT_IDX: u64 = 1 << 29;
+pub const EVENT_IDX: u64 = 1 << 29;
 
-pub(crate) const NEXT: u16 = 1;
-pub(crate) const WRITE: u16 = 2;
-pub(crate) const INDIRECT: u16 = 4;
+/// Descriptor flag: another one follows.
+pub const NEXT: u16 = 1;
+/// Descriptor flag: the device may write.
+pub const WRITE: u16 = 2;
+/// Descriptor flag: a table of descriptors.
+pub const INDIRECT: u16 = 4;
 
 /// One ring as the driver sees it.
 #[derive(Debug, Clone)]
-pub(crate) struct DriverQueue {
-    pub(crate) size: u16,
-    pub(crate) descriptors: u64,
-    pub(crate) available: u64,
-    pub(crate) used: u64,
-    pub(crate) next_descriptor: u16,
-    pub(crate) available_index: u16,
-    pub(crate) used_index: u16,
+pub struct DriverQueue {
+    /// Descriptors in it.
+    pub size: u16,
+    /// Address of the descriptor table.
+    pub descriptors: u64,
+    /// Address of the available ring.
+    pub available: u64,
+    /// Address of the used ring.
+    pub used: u64,
+    /// Descriptor that the next chain starts with.
+    pub next_descriptor: u16,
+    /// Chains offered so far, modulo 2^16.
+    pub available_index: u16,
+    /// Chains taken back so far, modulo 2^16.
+    pub used_index: u16,
 }
 
-pub(crate) struct Driver {
-    pub(crate) transport: MmioTransport,
-    pub(crate) guest: Arc<GuestRam>,
-    pub(crate) manager: EventManager<MmioTransport>,
-    pub(crate) queues: Vec<DriverQueue>,
+/// A driver and its device.
+pub struct Driver {
+    /// The device.
+    pub transport: MmioTransport,
+    /// Guest RAM.
+    pub guest: Arc<GuestRam>,
+    /// The event loop the device is on.
+    pub manager: EventManager<MmioTransport>,
+    /// The rings, by queue index.
+    pub queues: Vec<DriverQueue>,
 }
 
-pub(crate) fn ram() -> Arc<GuestRam> {
+/// RAM in two regions with a hole between them.
+pub fn ram() -> Arc<GuestRam> {
     let regions = [
         (GuestAddress(0), usize::try_from(LOW_RAM).unwrap()),
         (GuestAddress(HIGH_BASE), usize::try_from(HIGH_RAM).unwrap()),
@@ -54,16 +74,18 @@ pub(crate) fn ram() -> Arc<GuestRam> {
 
 impl Driver {
     /// A device that nobody has set up yet.
-    pub(crate) fn new(device: Box<dyn VirtioDevice>) -> Self {
+    pub fn new(device: Box<dyn VirtioDevice>) -> Self {
         Self::over(ram(), device)
     }
 
-    pub(crate) fn over(guest: Arc<GuestRam>, device: Box<dyn VirtioDevice>) -> Self {
+    /// As [`Driver::new`], over RAM that is there already.
+    pub fn over(guest: Arc<GuestRam>, device: Box<dyn VirtioDevice>) -> Self {
         let transport = MmioTransport::new(guest.clone(), device).unwrap();
         Self::with(guest, transport)
     }
 
-    pub(crate) fn with(guest: Arc<GuestRam>, transport: MmioTransport) -> Self {
+    /// A driver for a device that is there already.
+    pub fn with(guest: Arc<GuestRam>, transport: MmioTransport) -> Self {
         let mut manager = EventManager::new().unwrap();
         manager.add_subscriber(transport.clone());
         Self {
@@ -75,28 +97,32 @@ impl Driver {
     }
 
     /// A device whose driver accepted `features` and is running.
-    pub(crate) fn started(device: Box<dyn VirtioDevice>, features: u64) -> Self {
+    pub fn started(device: Box<dyn VirtioDevice>, features: u64) -> Self {
         let mut driver = Self::new(device);
         driver.start(features | VERSION_1);
         assert_eq!(driver.status(), 15);
         driver
     }
 
-    pub(crate) fn read(&mut self, register: u64) -> u32 {
+    /// Reads a register.
+    pub fn read(&mut self, register: u64) -> u32 {
         let mut data = [0; 4];
         self.transport.read(register, &mut data);
         u32::from_le_bytes(data)
     }
 
-    pub(crate) fn write(&mut self, register: u64, value: u32) {
+    /// Writes a register.
+    pub fn write(&mut self, register: u64, value: u32) {
         self.transport.write(register, &value.to_le_bytes());
     }
 
-    pub(crate) fn status(&mut self) -> u32 {
+    /// The device status.
+    pub fn status(&mut self) -> u32 {
         self.read(0x70)
     }
 
-    pub(crate) fn needs_reset(&mut self) -> bool {
+    /// Whether the device asks for a reset.
+    pub fn needs_reset(&mut self) -> bool {
         self.status() & 0x40 != 0
     }
 
@@ -106,14 +132,15 @@ impl Driver {
     }
 
     /// Everything up to and with DRIVER_OK.
-    pub(crate) fn start(&mut self, features: u64) {
+    pub fn start(&mut self, features: u64) {
         self.negotiate(features);
         self.set_up_queues();
         self.write(0x70, 15);
         self.turn();
     }
 
-    pub(crate) fn negotiate(&mut self, features: u64) {
+    /// Reset, then up to and with FEATURES_OK.
+    pub fn negotiate(&mut self, features: u64) {
         self.write(0x70, 0);
         self.write(0x70, 1);
         self.write(0x70, 3);
@@ -127,7 +154,8 @@ impl Driver {
         self.write(0x70, 11);
     }
 
-    pub(crate) fn set_up_queues(&mut self) {
+    /// Gives every queue its largest size and fresh rings.
+    pub fn set_up_queues(&mut self) {
         self.queues.clear();
         for index in 0.. {
             self.write(0x30, index);
@@ -155,7 +183,8 @@ impl Driver {
         }
     }
 
-    pub(crate) fn set_up_queue(&mut self, index: u32, queue: &DriverQueue) {
+    /// Tells the device of one ring.
+    pub fn set_up_queue(&mut self, index: u32, queue: &DriverQueue) {
         self.write(0x30, index);
         self.write(0x38, u32::from(queue.size));
         self.write64(0x80, queue.descriptors);
@@ -164,7 +193,8 @@ impl Driver {
         self.write(0x44, 1);
     }
 
-    pub(crate) fn descriptor(
+    /// Writes a descriptor.
+    pub fn descriptor(
         &self,
         queue: usize,
         index: u16,
@@ -189,7 +219,7 @@ impl Driver {
     }
 
     /// Makes the chain that starts at `head` available.
-    pub(crate) fn offer(&mut self, queue: usize, head: u16) {
+    pub fn offer(&mut self, queue: usize, head: u16) {
         let guest = self.guest.clone();
         let ring = &mut self.queues[queue];
         let slot = ring.available + 4 + 2 * u64::from(ring.available_index % ring.size);
@@ -206,7 +236,7 @@ impl Driver {
     }
 
     /// Offers a chain of `(address, len, device may write)`; returns its head.
-    pub(crate) fn post(&mut self, queue: usize, pieces: &[(u64, u32, bool)]) -> u16 {
+    pub fn post(&mut self, queue: usize, pieces: &[(u64, u32, bool)]) -> u16 {
         let size = self.queues[queue].size;
         let head = self.queues[queue].next_descriptor % size;
         let mut index = head;
@@ -222,22 +252,24 @@ impl Driver {
         head
     }
 
-    pub(crate) fn kick(&mut self, queue: usize) {
+    /// Notifies the device.
+    pub fn kick(&mut self, queue: usize) {
         self.write(0x50, u32::try_from(queue).unwrap());
     }
 
     /// Runs the event loop until nothing is ready.
-    pub(crate) fn turn(&mut self) {
+    pub fn turn(&mut self) {
         while self.manager.run_with_timeout(0).unwrap() > 0 {}
     }
 
-    pub(crate) fn kick_and_turn(&mut self, queue: usize) {
+    /// Notifies the device and lets it work.
+    pub fn kick_and_turn(&mut self, queue: usize) {
         self.kick(queue);
         self.turn();
     }
 
     /// The next chain the device gave back: its head and how much was written.
-    pub(crate) fn used(&mut self, queue: usize) -> Option<(u32, u32)> {
+    pub fn used(&mut self, queue: usize) -> Option<(u32, u32)> {
         let ring = &mut self.queues[queue];
         let order = std::sync::atomic::Ordering::Acquire;
         let index: u16 = self.guest.load(GuestAddress(ring.used + 2), order).unwrap();
@@ -252,14 +284,15 @@ impl Driver {
     }
 
     /// Takes the interrupt: the status bits, or None when there was none.
-    pub(crate) fn interrupt(&mut self) -> Option<u32> {
+    pub fn interrupt(&mut self) -> Option<u32> {
         self.transport.irq_fd().read().ok()?;
         let bits = self.read(0x60);
         self.write(0x64, bits);
         Some(bits)
     }
 
-    pub(crate) fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
+    /// Reads guest memory.
+    pub fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.guest
             .read_slice(&mut bytes, GuestAddress(address))
@@ -267,7 +300,8 @@ impl Driver {
         bytes
     }
 
-    pub(crate) fn put(&self, address: u64, bytes: &[u8]) {
+    /// Writes guest memory.
+    pub fn put(&self, address: u64, bytes: &[u8]) {
         self.guest
             .write_slice(bytes, GuestAddress(address))
             .unwrap();

@@ -9,7 +9,7 @@ mod event_handler;
 mod persist;
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 pub use self::device::{MmioTransport, WINDOW_BYTES};
 pub use self::persist::{MmioState, STATE_VERSION};

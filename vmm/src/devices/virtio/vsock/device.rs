@@ -75,7 +75,7 @@ impl Vsock {
             path: host.path().to_path_buf(),
             source,
         })?;
-        Ok(Self {
+        let mut device = Self {
             config: guest_cid.to_le_bytes(),
             guest_cid,
             host,
@@ -90,7 +90,14 @@ impl Vsock {
             rx: Chain::default(),
             tx: Chain::default(),
             transport_reset: false,
-        })
+        };
+        // From here on, for good: the event loop does not look at the epoll before the device is
+        // active, and a vCPU that activates or resets it has no epoll_ctl.
+        device.listen().map_err(|source| VsockError::Listen {
+            path: device.host.path().to_path_buf(),
+            source,
+        })?;
+        Ok(device)
     }
 
     pub(super) fn guest_cid(&self) -> u64 {
@@ -107,7 +114,7 @@ impl Vsock {
         self.slots.iter().flatten().count()
     }
 
-    /// Begins to take connections.
+    /// Takes connections, from now on or again.
     pub(super) fn listen(&mut self) -> io::Result<()> {
         if !self.listening {
             let event = EpollEvent::new(EventSet::IN, LISTENER);
@@ -135,9 +142,9 @@ impl Vsock {
         }
     }
 
-    /// Drops all connections and stops taking new ones.
+    /// Drops all connections. Runs on a vCPU, so it only closes descriptors, which takes them out
+    /// of the epoll as well.
     pub(super) fn clear(&mut self) {
-        self.stop_listening();
         self.slots.clear();
         self.by_ports.clear();
         self.senders.clear();

@@ -41,6 +41,9 @@ impl VirtioDevice for Vsock {
     }
 
     fn queue_event(&mut self, queue: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        // It may have stopped for want of descriptors before a reset gave them all back.
+        self.listen()
+            .map_err(DeviceError::host("watching the vsock socket"))?;
         match queue {
             EVENT_QUEUE => return self.send_event(io),
             TX_QUEUE => {
