@@ -48,14 +48,24 @@ pub struct Description {
     pub format: u32,
     /// RAM in bytes.
     pub memory_bytes: u64,
-    /// Each disk's size in bytes.
-    pub disk_bytes: Vec<u64>,
+    /// The disks in order.
+    pub disks: Vec<DiskImage>,
     /// Number of vCPUs.
     pub cpus: u8,
     /// Name of the CPU model.
     pub cpu_model: String,
     /// Id of the base VM that this VM was made of, if any.
     pub base: Option<String>,
+}
+
+/// A disk in an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskImage {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Whether the guest may not write.
+    pub read_only: bool,
 }
 
 /// Why an image cannot be used.
@@ -131,10 +141,10 @@ impl Image {
                 format: description.format,
             });
         }
-        if description.disk_bytes.len() > DISKS_MAX {
+        if description.disks.len() > DISKS_MAX {
             return Err(Error::Disks {
                 path,
-                found: description.disk_bytes.len(),
+                found: description.disks.len(),
             });
         }
         let image = Self {
@@ -142,8 +152,8 @@ impl Image {
             description,
         };
         image.check_len(file::MEMORY, image.description.memory_bytes)?;
-        for (index, &bytes) in image.description.disk_bytes.iter().enumerate() {
-            image.check_len(&file::disk(index), bytes)?;
+        for (index, disk) in image.description.disks.iter().enumerate() {
+            image.check_len(&file::disk(index), disk.bytes)?;
         }
         Ok(image)
     }
@@ -179,7 +189,7 @@ impl Image {
 
     /// The disks' files in order, for reading.
     pub fn disks(&self) -> Result<Vec<File>, Error> {
-        let count = self.description.disk_bytes.len();
+        let count = self.description.disks.len();
         (0..count)
             .map(|index| open(self.dir.join(file::disk(index))))
             .collect()
@@ -217,7 +227,10 @@ mod tests {
         Description {
             format: FORMAT,
             memory_bytes: 8192,
-            disk_bytes: vec![4096],
+            disks: vec![DiskImage {
+                bytes: 4096,
+                read_only: false,
+            }],
             cpus: 1,
             cpu_model: "host".into(),
             base: None,
@@ -255,7 +268,13 @@ mod tests {
         write(
             dir.path(),
             &Description {
-                disk_bytes: vec![0; 99],
+                disks: vec![
+                    DiskImage {
+                        bytes: 0,
+                        read_only: false
+                    };
+                    99
+                ],
                 ..description()
             },
         );

@@ -18,6 +18,8 @@ pub mod launch;
 pub mod pages;
 pub mod paths;
 pub mod picture;
+pub mod process;
 pub mod registry;
 pub mod serve;
 pub mod store;
+pub mod synthesis;

@@ -18,8 +18,8 @@ impl Image {
             Space::Memory,
             self.description.memory_bytes.div_ceil(PAGE_LEN),
         );
-        let disks = (0..).zip(&self.description.disk_bytes);
-        let disks = disks.map(|(index, bytes)| (Space::Disk(index), bytes.div_ceil(PAGE_LEN)));
+        let disks = (0..).zip(&self.description.disks);
+        let disks = disks.map(|(index, disk)| (Space::Disk(index), disk.bytes.div_ceil(PAGE_LEN)));
         std::iter::once(memory).chain(disks).collect()
     }
 }

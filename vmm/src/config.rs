@@ -41,6 +41,9 @@ pub enum ConfigError {
         /// Its position.
         at: usize,
     },
+    /// A vsock context id that is reserved or too large.
+    #[error("{0} is no context id for a guest; they go from 3 to 4294967294")]
+    VsockCid(u64),
     /// Too many disks.
     #[error("{0} disks asked for; the limit is {DISKS_MAX}")]
     Disks(usize),
@@ -168,6 +171,12 @@ impl MachineConfig {
             .find(|(_, byte)| !(0x20..0x7f).contains(byte))
         {
             return Err(ConfigError::CmdlineByte { byte, at });
+        }
+        if let Some(cid) = self
+            .vsock_cid
+            .filter(|cid| !(3..u64::from(u32::MAX)).contains(cid))
+        {
+            return Err(ConfigError::VsockCid(cid));
         }
         if self.disks.len() > DISKS_MAX {
             return Err(ConfigError::Disks(self.disks.len()));

@@ -18,8 +18,10 @@ use crate::config::MachineConfig;
 use crate::devices::i8042::{self, I8042};
 use crate::devices::serial::{self, Serial, SerialState};
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::{MmioState, MmioTransport, WINDOW_BYTES};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
 use crate::memory::GuestRam;
 
 /// Guest physical address of the first virtio window; the others follow without a gap.
@@ -216,9 +218,30 @@ impl Backends {
     /// The serial port's output and the virtio devices in their order.
     fn into_devices(
         self,
-        _config: &MachineConfig,
+        config: &MachineConfig,
     ) -> Result<(serial::Output, Vec<Box<dyn VirtioDevice>>), MachineError> {
-        let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
+        let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
+        match (config.vsock_cid, self.vsock) {
+            (Some(cid), Some(socket)) => devices.push(Box::new(Vsock::new(cid, socket)?)),
+            (None, None) => {}
+            (wanted, given) => {
+                return Err(MachineError::Backends {
+                    what: "vsock devices",
+                    wanted: wanted.iter().len(),
+                    given: given.iter().len(),
+                });
+            }
+        }
+        if config.disks.len() != self.disks.len() {
+            return Err(MachineError::Backends {
+                what: "disks",
+                wanted: config.disks.len(),
+                given: self.disks.len(),
+            });
+        }
+        for (disk, description) in self.disks.into_iter().zip(&config.disks) {
+            devices.push(Box::new(Block::new(disk, &description.id)));
+        }
         Ok((self.serial_out, devices))
     }
 }

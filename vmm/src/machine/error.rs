@@ -8,6 +8,7 @@ use crate::config::ConfigError;
 use crate::cpu::CpuError;
 use crate::cpu::cpuid::CpuidError;
 use crate::devices::serial::SerialError;
+use crate::devices::virtio::vsock::VsockError;
 use crate::devices::virtio::{DeviceError, RestoreError};
 
 /// Why a machine cannot be built, run or saved.
@@ -76,6 +77,9 @@ pub enum MachineError {
     /// The serial port cannot be restored.
     #[error("the serial port")]
     Serial(#[from] SerialError),
+    /// The vsock device cannot be made.
+    #[error("the vsock device")]
+    Vsock(#[from] VsockError),
     /// A virtio device cannot be made.
     #[error("a virtio device cannot be made")]
     Virtio(#[source] DeviceError),

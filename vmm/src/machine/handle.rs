@@ -52,10 +52,16 @@ impl MachineHandle {
         self.send(Request::End(reason));
     }
 
+    /// Make the control thread's turn return, so that it looks at what it waits for.
+    pub fn wake(&self) {
+        // A counter at its limit wakes as well as one more would.
+        let _ = self.wake.write(1);
+    }
+
     fn send(&self, request: Request) {
         // Neither can fail while the machine lives; when it is gone nobody wants the request.
         let _ = self.requests.send(request);
-        let _ = self.wake.write(1);
+        self.wake();
     }
 }
 

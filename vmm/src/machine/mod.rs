@@ -37,7 +37,9 @@ pub use handle::MachineHandle;
 use crate::config::MachineConfig;
 use crate::cpu::CpuError;
 use crate::cpu::thread::{ANSWER_MAX, Shared, Vcpu, VcpuThread};
+use crate::devices::disk::Disk;
 use crate::devices::serial::{Output, Serial};
+use crate::devices::virtio::vsock::HostSocket;
 use crate::exit::ExitReason;
 use crate::memory::Ram;
 use crate::threads::ThreadHook;
@@ -59,6 +61,10 @@ const SOFT_PATIENCE: Duration = Duration::from_millis(20);
 pub struct Backends {
     /// Takes what the guest writes to its serial port. A writer that blocks stops the guest.
     pub serial_out: Output,
+    /// Where the host's side of the vsock device listens, for a VM that has one.
+    pub vsock: Option<HostSocket>,
+    /// The disks in their order.
+    pub disks: Vec<Disk>,
 }
 
 /// Where a machine is in its life.

@@ -106,15 +106,35 @@ impl Ram {
         Ok(())
     }
 
-    /// Reads neighbouring pages of one region.
-    fn read_pages(&self, first: RamPage, bytes: &mut [u8]) -> Result<(), ImageError> {
+    /// Reads neighbouring pages, as many as `bytes` has room for; they may lie on both sides of
+    /// the hole.
+    ///
+    /// # Errors
+    /// [`ImageError::Read`], also if there are no such pages.
+    pub fn read_pages(&self, first: RamPage, bytes: &mut [u8]) -> Result<(), ImageError> {
         let read = |source| ImageError::Read {
             page: first.0,
             source,
         };
-        let none = GuestMemoryError::InvalidBackendAddress;
-        let gpa = self.layout().gpa_of(first).ok_or_else(|| read(none))?;
-        self.guest().read_slice(bytes, gpa).map_err(read)
+        let wanted = PageRun::new(first.0, to_u64(bytes.len() / PAGE));
+        let mut rest = bytes;
+        for run in self
+            .layout()
+            .regions()
+            .iter()
+            .filter_map(|region| wanted.overlap(&region.run()))
+        {
+            let none = GuestMemoryError::InvalidBackendAddress;
+            let gpa = self.layout().gpa_of(run.first).ok_or_else(|| read(none))?;
+            let (part, after) = rest.split_at_mut(to_usize(run.bytes()));
+            self.guest().read_slice(part, gpa).map_err(read)?;
+            rest = after;
+        }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(read(GuestMemoryError::InvalidBackendAddress))
+        }
     }
 }
 

@@ -1,0 +1,434 @@
+//! The command line: what can be said, with its help. What is done about it stands in
+//! `commands/`, a file a group.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the command failed; the message says why
+  2    the command line was wrong
+  10+  the VM ended by itself: see `cloudlet run --help`";
+
+/// A minimal hypervisor that provisions, overlays and moves microVMs.
+#[derive(Debug, Parser)]
+#[command(name = "cloudlet", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Print results as JSON, one object a line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the whole of it on the embedded guest: base VM, overlay, synthesis with early start
+    Demo(Demo),
+    /// Boot a VM
+    #[command(after_help = RUN_HELP)]
+    Run(Run),
+    /// List the VMs
+    Ps,
+    /// Show how a VM does
+    Status(Vm),
+    /// Stop a VM's vCPUs
+    Pause(Vm),
+    /// Let a VM's vCPUs run again
+    Resume(Vm),
+    /// End a VM and forget it
+    Stop(Vm),
+    /// Attach to a VM's serial console; Ctrl-] detaches
+    Console(Vm),
+    /// Write a VM's machine state, RAM and disks into a new directory
+    #[command(after_help = "Example:\n  cloudlet snapshot web /var/tmp/web-1")]
+    Snapshot(Snapshot),
+    /// Start VMs from a snapshot directory or a base VM
+    #[command(after_help = RESTORE_HELP)]
+    Restore(Restore),
+    /// Base VMs: immutable images that overlays refer to
+    #[command(subcommand)]
+    Base(Base),
+    /// Overlays: what makes a customised VM of a base VM
+    #[command(subcommand)]
+    Overlay(Overlay),
+    /// Make a VM of its base and an overlay, from a file or a URL
+    #[command(after_help = SYNTHESIZE_HELP)]
+    Synthesize(Synthesize),
+    /// Applications of the embedded guest
+    #[command(subcommand)]
+    App(App),
+    /// Send a request to the application in a VM of the embedded guest
+    #[command(after_help = CALL_HELP)]
+    Call(Call),
+    /// Serve a directory of overlays over HTTP
+    #[command(after_help = "Example:\n  cloudlet serve /srv/overlays --listen 0.0.0.0:8080")]
+    Serve(Serve),
+    /// Print shell completions
+    #[command(
+        after_help = "Example:\n  cloudlet completions bash > /etc/bash_completion.d/cloudlet"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// The VMM process itself; started by the other commands
+    #[command(name = cloudlet::launch::VMM_COMMAND, hide = true)]
+    VmmProcess,
+}
+
+const RUN_HELP: &str = "\
+Without --kernel the embedded guest boots. The disks' images are never written to: what the guest
+writes goes to a copy-on-write layer that a snapshot or an overlay keeps, and that is gone with the
+VM otherwise.
+
+Attached (without --detach) the terminal is the guest's serial console, and the VM ends with this
+command; Ctrl-] ends both.
+
+Exit codes when the VM ended by itself:
+  0   power-off by the guest, or stopped   10  reset by the guest
+  11  triple fault                         12  KVM internal error
+  13  KVM refused to enter the guest       14  an exit of KVM without use here
+  15  the host failed the VM               159 seccomp violation
+
+Examples:
+  cloudlet run
+  cloudlet run --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0' --memory 512 --cpus 2
+  cloudlet run --kernel app.elf --disk data.img,ro --name web --detach";
+
+const RESTORE_HELP: &str = "\
+SOURCE is a snapshot directory, or the tag or id of a base VM. The VMs run in the background, share
+the pages they do not change, and get names of their own.
+
+Examples:
+  cloudlet restore /var/tmp/web-1 --name web
+  cloudlet restore unikernel --name dev
+  cloudlet restore /var/tmp/web-1 --clones 8";
+
+const SYNTHESIZE_HELP: &str = "\
+The base VM that the overlay names must be in the store (`cloudlet base ls`). The VM runs as soon as
+its machine state is there; pages that are missing are fetched as they are touched, and the command
+returns when the VM runs (--wait: when the overlay is complete).
+
+Examples:
+  cloudlet synthesize fluid.overlay --name fluid
+  cloudlet synthesize https://cloudlet.example/fluid.overlay --rate 38 --wait
+  cloudlet synthesize http://10.0.0.2:8080/fluid.overlay --no-early-start";
+
+const CALL_HELP: &str = "\
+Requests of `fluid`:   frame TANK [WIDTH HEIGHT] | poke TANK X Y FORCE | stats
+Requests of `object`:  recognise (with --attach IMAGE or --sample N) | stats
+Any application:       verify
+
+Examples:
+  cloudlet call dev frame 3 --save frame.png
+  cloudlet call dev recognise --sample 12";
+
+/// A VM by name.
+#[derive(Debug, Args)]
+pub(crate) struct Vm {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+}
+
+/// `demo`
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Link rate in Mbit/s
+    #[arg(long, default_value_t = 38.0, value_name = "MBIT")]
+    pub(crate) rate: f64,
+    /// Size of the recogniser's feature database in MiB
+    #[arg(long, default_value_t = 100, value_name = "MIB")]
+    pub(crate) database: u32,
+    /// Where to leave the frames
+    #[arg(long, default_value = "cloudlet-demo", value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Kernel: an ELF file with a PVH note, or for the 64-bit Linux boot protocol
+    #[arg(long, value_name = "ELF")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "TEXT",
+        allow_hyphen_values = true
+    )]
+    pub(crate) cmdline: String,
+    /// Disk image; `,ro` makes it read-only for the guest; `empty:MIB` is an empty disk
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    pub(crate) disks: Vec<String>,
+    /// Number of vCPUs, 1 to 8
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) cpus: u8,
+    /// RAM in MiB
+    #[arg(long, default_value_t = 128, value_name = "MIB")]
+    pub(crate) memory: u64,
+    /// CPU model: host, x86-64-v2 or x86-64-v3
+    #[arg(long, default_value = "host", value_name = "MODEL")]
+    pub(crate) cpu: String,
+    /// Run in the background and print the VM's name
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) vm: NewVm,
+}
+
+/// What is common to everything that starts a VM.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NewVm {
+    /// The VM's name; made up if it is not given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Unix socket for the host side of the guest's vsock
+    #[arg(long, value_name = "PATH")]
+    pub(crate) vsock: Option<PathBuf>,
+    /// Do not let the vCPUs run before `cloudlet resume`
+    #[arg(long)]
+    pub(crate) paused: bool,
+    /// Run without seccomp filters (for debugging the VMM itself)
+    #[arg(long, hide = true)]
+    pub(crate) no_seccomp: bool,
+}
+
+/// `snapshot`
+#[derive(Debug, Args)]
+pub(crate) struct Snapshot {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+    /// The directory, which must not exist
+    pub(crate) dir: PathBuf,
+}
+
+/// `restore`
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// Snapshot directory, or tag or id of a base VM
+    pub(crate) source: String,
+    /// Start N VMs; their names are NAME-1 to NAME-N
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) clones: Option<u16>,
+    #[command(flatten)]
+    pub(crate) vm: NewVm,
+}
+
+/// `base`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Base {
+    /// Publish a base VM
+    #[command(
+        after_help = "Examples:\n  cloudlet base create unikernel --builtin\n  \
+                            cloudlet base create debian-12 --from vm1"
+    )]
+    Create(BaseCreate),
+    /// List the base VMs
+    Ls,
+    /// Show a base VM
+    Show(BaseRef),
+    /// Check every byte of a base VM against its manifest
+    Verify(BaseRef),
+    /// Remove a tag; with --all, the base VM and all its tags
+    Rm {
+        /// Tag or id
+        base: String,
+        /// Remove the base VM itself
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+/// `base create`
+#[derive(Debug, Args)]
+pub(crate) struct BaseCreate {
+    /// The tag to publish it under
+    pub(crate) tag: String,
+    /// Publish the state of this VM, which goes on running
+    #[arg(long, value_name = "VM", required_unless_present = "builtin")]
+    pub(crate) from: Option<String>,
+    /// Boot the embedded guest and publish it
+    #[arg(long, conflicts_with = "from")]
+    pub(crate) builtin: bool,
+    /// RAM of the embedded guest in MiB
+    #[arg(long, default_value_t = 256, value_name = "MIB", requires = "builtin")]
+    pub(crate) memory: u64,
+    /// CPU model of the embedded guest
+    #[arg(
+        long,
+        default_value = "host",
+        value_name = "MODEL",
+        requires = "builtin"
+    )]
+    pub(crate) cpu: String,
+}
+
+/// A base VM by name.
+#[derive(Debug, Args)]
+pub(crate) struct BaseRef {
+    /// Tag or id (its first digits are enough)
+    pub(crate) base: String,
+}
+
+/// `overlay`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Overlay {
+    /// Write what differs from its base VM in a running VM
+    #[command(after_help = "\
+With --train the first request is rehearsed in a throw-away copy, and the pages it touches come
+first in the overlay, so that early start answers it soonest.
+
+Example:
+  cloudlet overlay create fluid.overlay --from dev --train 'frame 3'")]
+    Create(OverlayCreate),
+    /// Show what an overlay has in it
+    Show {
+        /// The overlay
+        file: PathBuf,
+    },
+    /// Check every byte of an overlay
+    Verify {
+        /// The overlay
+        file: PathBuf,
+    },
+}
+
+/// `overlay create`
+#[derive(Debug, Args)]
+pub(crate) struct OverlayCreate {
+    /// The file to write
+    pub(crate) out: PathBuf,
+    /// The VM
+    #[arg(long, value_name = "VM")]
+    pub(crate) from: String,
+    /// zstd level
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub(crate) level: i32,
+    /// Write over an existing file
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// A request to rehearse, as one argument
+    #[arg(long, value_name = "REQUEST")]
+    pub(crate) train: Option<String>,
+    /// A file that goes with the rehearsed request
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "train",
+        conflicts_with = "train_sample"
+    )]
+    pub(crate) train_attach: Option<PathBuf>,
+    /// The N-th held-back picture of the recogniser's data goes with it
+    #[arg(long, value_name = "N", requires = "train")]
+    pub(crate) train_sample: Option<usize>,
+}
+
+/// `synthesize`
+#[derive(Debug, Args)]
+pub(crate) struct Synthesize {
+    /// The overlay: a file or a URL (http, https)
+    pub(crate) overlay: String,
+    /// Let the VM run only when all of the overlay has arrived
+    #[arg(long)]
+    pub(crate) no_early_start: bool,
+    /// Limit the transfer to so many Mbit/s
+    #[arg(long, value_name = "MBIT")]
+    pub(crate) rate: Option<f64>,
+    /// Return only when the overlay is complete
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Trust the certificate authorities in this PEM file, beside the system's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Refuse any overlay but this one
+    #[arg(long, value_name = "ID")]
+    pub(crate) expect: Option<String>,
+    /// Seconds without a byte after which the transfer counts as stalled
+    #[arg(long, default_value_t = 10.0, value_name = "SECONDS")]
+    pub(crate) stall: f64,
+    #[command(flatten)]
+    pub(crate) vm: NewVm,
+}
+
+/// `app`
+#[derive(Debug, Subcommand)]
+pub(crate) enum App {
+    /// Install an application in a VM of the embedded guest, start it and warm it up
+    #[command(
+        after_help = "Examples:\n  cloudlet app install dev fluid --params 'rate_hz=10'\n  \
+                            cloudlet app install dev object --params mib=100"
+    )]
+    Install(AppInstall),
+}
+
+/// `app install`
+#[derive(Debug, Args)]
+pub(crate) struct AppInstall {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+    /// The application
+    pub(crate) app: AppName,
+    /// Its data; the application's own if not given
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<PathBuf>,
+    /// Its knobs, as KEY=VALUE words
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub(crate) params: String,
+}
+
+/// The embedded applications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AppName {
+    /// A particle fluid simulation
+    Fluid,
+    /// A recogniser of handwritten digits
+    Object,
+}
+
+/// `call`
+#[derive(Debug, Args)]
+pub(crate) struct Call {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+    /// The request's words
+    #[arg(required = true, value_name = "REQUEST")]
+    pub(crate) request: Vec<String>,
+    /// A file that goes with the request: a PNG picture, or raw bytes
+    #[arg(long, value_name = "FILE", conflicts_with = "sample")]
+    pub(crate) attach: Option<PathBuf>,
+    /// Attach the N-th held-back picture of the recogniser's data
+    #[arg(long, value_name = "N")]
+    pub(crate) sample: Option<usize>,
+    /// Save what comes with the answer (a picture as PNG)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save: Option<PathBuf>,
+}
+
+/// `serve`
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The directory
+    pub(crate) dir: PathBuf,
+    /// Where to listen
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR:PORT")]
+    pub(crate) listen: String,
+    /// Serve HTTPS with this certificate and key (PEM files)
+    #[arg(long, num_args = 2, value_names = ["CERT", "KEY"])]
+    pub(crate) tls: Option<Vec<PathBuf>>,
+    /// Limit all transfers together to so many Mbit/s
+    #[arg(long, value_name = "MBIT")]
+    pub(crate) rate: Option<f64>,
+}

@@ -1,0 +1,181 @@
+//! `base create`, `ls`, `show`, `verify`, `rm`.
+
+use anyhow::{Context, Result};
+use cloudlet::control::{Client, Request};
+use cloudlet::launch::{BootSource, DiskSource, Source};
+use cloudlet::store::{Base as StoredBase, Store};
+use serde_json::{Value, json};
+
+use super::output::{megabytes, table};
+use super::{Host, vm};
+use crate::cli::{Base, BaseCreate, NewVm};
+
+/// Disk of the embedded guest, in bytes: room for an application and its data.
+const BUILTIN_DISK_LEN: u64 = 64 << 20;
+/// Digits of an id that a list shows.
+const ID_DIGITS: usize = 12;
+
+pub(super) fn base(host: &Host, command: &Base) -> Result<()> {
+    let store = Store::open(host.paths.store()?);
+    match command {
+        Base::Create(args) => {
+            let base = create(host, &store, args)?;
+            host.output
+                .result(&value_of(&base)?, || format!("{} is {}", args.tag, base.id));
+        }
+        Base::Ls => list(host, &store)?,
+        Base::Show(args) => {
+            let base = store.find(&args.base)?;
+            let value = value_of(&base)?;
+            host.output.result(&value, || describe(&value));
+        }
+        Base::Verify(args) => {
+            let base = store.find(&args.base)?;
+            let progress = host.output.progress();
+            let verified = base.verify(&mut |done, total| progress.show("verify", done, total));
+            progress.finish();
+            let bytes = verified?;
+            host.output.result(
+                &json!({ "id": base.id.to_string(), "bytes": bytes, "intact": true }),
+                || format!("{}: intact, {}", args.base, megabytes(bytes)),
+            );
+        }
+        Base::Rm { base, all } => remove(host, &store, base, *all)?,
+    }
+    Ok(())
+}
+
+/// Publishes the state of a VM, which goes on running, or of a freshly booted embedded guest.
+pub(super) fn create(host: &Host, store: &Store, args: &BaseCreate) -> Result<StoredBase> {
+    match &args.from {
+        Some(name) => publish(host, store, &mut host.connect(name)?, &args.tag),
+        None => create_builtin(host, store, args),
+    }
+}
+
+fn create_builtin(host: &Host, store: &Store, args: &BaseCreate) -> Result<StoredBase> {
+    let source = Source::Boot(BootSource {
+        kernel: None,
+        initrd: None,
+        cmdline: String::new(),
+        disks: vec![DiskSource {
+            image: None,
+            empty_len: BUILTIN_DISK_LEN,
+            read_only: false,
+        }],
+        cpus: 1,
+        memory_mib: args.memory,
+        cpu_model: args.cpu.clone(),
+    });
+    let options = NewVm {
+        name: None,
+        vsock: None,
+        paused: false,
+        no_seccomp: false,
+    };
+    let vmm = host.start(&options, true, "base", source)?;
+    let published = cloudlet::guest::wait_ready(&vmm.dir.vsock_socket())
+        .context("the embedded guest does not become ready")
+        .and_then(|()| {
+            let mut client = Client::connect(&vmm.dir.control_socket())?;
+            publish(host, store, &mut client, &args.tag)
+        });
+    vm::stop_quietly(&vmm.dir)?;
+    published
+}
+
+pub(super) fn publish(
+    host: &Host,
+    store: &Store,
+    client: &mut Client,
+    tag: &str,
+) -> Result<StoredBase> {
+    let incoming = store.incoming()?;
+    let dir = incoming.path().join("image");
+    let progress = host.output.progress();
+    let request = Request::Snapshot { dir: dir.clone() };
+    let written = client.call(&request, &mut |step, done, total| {
+        progress.show(step, done, total)
+    });
+    progress.finish();
+    written?;
+    Ok(store.publish(&dir, tag, &mut |_| {})?)
+}
+
+fn value_of(base: &StoredBase) -> Result<Value> {
+    let description = base.image()?.description;
+    Ok(json!({
+        "id": base.id.to_string(),
+        "tags": base.tags,
+        "memory_bytes": description.memory_bytes,
+        "disks": description.disks,
+        "cpus": description.cpus,
+        "cpu_model": description.cpu_model,
+        "base": description.base,
+        "stored_bytes": base.disk_usage()?,
+        "dir": base.dir,
+    }))
+}
+
+fn describe(value: &Value) -> String {
+    let fields = value.as_object().into_iter().flatten();
+    let row = |(key, value): (&String, &Value)| {
+        vec![
+            key.clone(),
+            value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned),
+        ]
+    };
+    table(&fields.map(row).collect::<Vec<_>>())
+}
+
+fn list(host: &Host, store: &Store) -> Result<()> {
+    let bases = store.list()?;
+    if host.output.is_json() {
+        for base in &bases {
+            println!("{}", value_of(base)?);
+        }
+        return Ok(());
+    }
+    let mut rows = vec![
+        ["ID", "TAGS", "MEMORY", "DISKS", "STORED"]
+            .map(String::from)
+            .to_vec(),
+    ];
+    for base in &bases {
+        let description = base.image()?.description;
+        let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+        rows.push(vec![
+            base.id.to_string()[..ID_DIGITS].to_owned(),
+            base.tags.join(","),
+            mib(description.memory_bytes),
+            description
+                .disks
+                .iter()
+                .map(|disk| mib(disk.bytes))
+                .collect::<Vec<_>>()
+                .join(","),
+            megabytes(base.disk_usage()?),
+        ]);
+    }
+    println!("{}", table(&rows));
+    Ok(())
+}
+
+fn remove(host: &Host, store: &Store, name: &str, all: bool) -> Result<()> {
+    let base = store.find(name)?;
+    let is_tag = base.tags.iter().any(|tag| tag == name);
+    if all {
+        store.remove(&base)?;
+    } else if is_tag {
+        store.untag(name)?;
+    } else {
+        anyhow::bail!("{name} is an id: --all removes the base VM and its tags");
+    }
+    host.output.result(
+        &json!({ "id": base.id.to_string(), "removed": all }),
+        String::new,
+    );
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! What each command does, a file a group; here are dispatch and what the groups share.
+
+mod app;
+mod base;
+mod console;
+mod demo;
+mod output;
+mod overlay;
+mod run;
+mod serve;
+mod snapshot;
+mod synthesize;
+mod vm;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::CommandFactory;
+use cloudlet::control::{Client, Request};
+use cloudlet::launch::{self, Source, Spec, Vmm};
+use cloudlet::paths::Paths;
+use cloudlet::registry::{self, VmDir, VmName};
+use serde_json::Value;
+
+use crate::cli::{Cli, Command, NewVm};
+use output::Output;
+
+/// Does what `cli` says; the code is the process's.
+pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
+    if matches!(cli.command, Command::VmmProcess) {
+        cloudlet::process::main();
+    }
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(
+            shell,
+            &mut Cli::command(),
+            "cloudlet",
+            &mut std::io::stdout(),
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    let context = Host {
+        paths: Paths::from_env()?,
+        output: Output::new(cli.json),
+    };
+    match &cli.command {
+        Command::Run(args) => return run::run(&context, args),
+        Command::Ps => vm::ps(&context)?,
+        Command::Status(vm) => vm::status(&context, &vm.name)?,
+        Command::Pause(vm) => vm::change(&context, &vm.name, &Request::Pause { lease: false })?,
+        Command::Resume(vm) => vm::change(&context, &vm.name, &Request::Resume)?,
+        Command::Stop(vm) => vm::stop(&context, &vm.name)?,
+        Command::Console(vm) => console::console(&context, &vm.name)?,
+        Command::Snapshot(args) => snapshot::snapshot(&context, args)?,
+        Command::Restore(args) => snapshot::restore(&context, args)?,
+        Command::Base(command) => base::base(&context, command)?,
+        Command::Overlay(command) => overlay::overlay(&context, command)?,
+        Command::Synthesize(args) => synthesize::synthesize(&context, args)?,
+        Command::App(command) => app::app(&context, command)?,
+        Command::Call(args) => app::call(&context, args)?,
+        Command::Serve(args) => serve::serve(&context, args)?,
+        Command::Demo(args) => demo::demo(&context, args)?,
+        Command::Completions { .. } | Command::VmmProcess => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What every command has at hand.
+pub(crate) struct Host {
+    pub(crate) paths: Paths,
+    pub(crate) output: Output,
+}
+
+impl Host {
+    /// The VM named `name`.
+    fn find(&self, name: &str) -> Result<VmDir> {
+        Ok(registry::find(&self.paths.vms()?, name)?)
+    }
+
+    /// A connection to the living VM named `name`.
+    fn connect(&self, name: &str) -> Result<Client> {
+        let dir = self.find(name)?;
+        if !dir.is_alive() {
+            let report = launch::read_report(&dir).unwrap_or_else(|| "it was killed".to_owned());
+            anyhow::bail!("{name} has ended: {report} (`cloudlet stop {name}` forgets it)");
+        }
+        Ok(Client::connect(&dir.control_socket())?)
+    }
+
+    /// Asks the VM named `name` for something, with a progress bar on a terminal.
+    fn ask(&self, name: &str, request: &Request) -> Result<Value> {
+        let mut client = self.connect(name)?;
+        let progress = self.output.progress();
+        let result = client.call(request, &mut |step, done, total| {
+            progress.show(step, done, total)
+        });
+        progress.finish();
+        result.with_context(|| format!("{name} did not do it"))
+    }
+
+    /// Starts a VM from `source` and waits until it runs.
+    fn start(&self, options: &NewVm, attached: bool, prefix: &str, source: Source) -> Result<Vmm> {
+        let name = match &options.name {
+            Some(name) => VmName::new(name)?,
+            None => VmName::generated(prefix),
+        };
+        let vms = self.paths.vms()?;
+        let dir = VmDir::new(&vms, name.clone());
+        let vsock = match &options.vsock {
+            Some(path) => absolute(path)?,
+            None => dir.vsock_socket(),
+        };
+        let spec = Spec {
+            name: name.to_string(),
+            vms,
+            attached,
+            seccomp: !options.no_seccomp,
+            paused: options.paused,
+            vsock,
+            store: self.paths.store()?,
+            scratch: self.paths.scratch()?,
+            source,
+        };
+        let progress = self.output.progress();
+        let started = launch::start(&spec, dir, &mut |step, done, total| {
+            progress.show(step, done, total)
+        });
+        progress.finish();
+        started.with_context(|| format!("cannot start {name}"))
+    }
+}
+
+/// `path` as a VMM process understands it, which has this process's directory but may outlive it.
+fn absolute(path: &std::path::Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot make {} absolute", path.display()))
+}
+
+/// As [`absolute`], of a file that must be there.
+fn existing(path: &std::path::Path, what: &str) -> Result<PathBuf> {
+    std::fs::canonicalize(path)
+        .with_context(|| format!("cannot find the {what} {}", path.display()))
+}

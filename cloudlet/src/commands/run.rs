@@ -1,0 +1,112 @@
+//! `run`: boots a VM, attached to the terminal or in the background.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use cloudlet::launch::{BootSource, DiskSource, Source, Vmm};
+use serde_json::json;
+
+use super::{Host, console, existing};
+use crate::cli::Run;
+
+/// Largest empty disk: 1 TiB.
+const EMPTY_MIB_MAX: u64 = 1 << 20;
+
+pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
+    let disks = args
+        .disks
+        .iter()
+        .map(|text| parse_disk(text))
+        .collect::<Result<Vec<_>>>()?;
+    let optional =
+        |path: &Option<PathBuf>, what| path.as_deref().map(|path| existing(path, what)).transpose();
+    let source = Source::Boot(BootSource {
+        kernel: optional(&args.kernel, "kernel")?,
+        initrd: optional(&args.initrd, "initial RAM disk")?,
+        cmdline: args.cmdline.clone(),
+        disks,
+        cpus: args.cpus,
+        memory_mib: args.memory,
+        cpu_model: args.cpu.clone(),
+    });
+    let vmm = host.start(&args.vm, !args.detach, "vm", source)?;
+    if args.detach {
+        let name = vmm.dir.name.as_str();
+        host.output
+            .result(&json!({ "name": name, "pid": vmm.child.id() }), || {
+                name.to_owned()
+            });
+        return Ok(ExitCode::SUCCESS);
+    }
+    attend(vmm)
+}
+
+/// Shows the guest's console until the VM ends or the user has had enough; its exit code is ours.
+fn attend(mut vmm: Vmm) -> Result<ExitCode> {
+    let console = vmm.dir.console_socket();
+    // The VM may be over before the console is reached; what it wrote is in its log then.
+    if console::attach(&console).is_err()
+        && let Ok(log) = std::fs::read_to_string(vmm.dir.console_log())
+    {
+        print!("{log}");
+    }
+    // Closing the lifeline ends a VM that the user detached from.
+    drop(vmm.child.stdin.take());
+    let status = vmm.wait().context("cannot wait for the VMM process")?;
+    if let Some(report) = vmm.report() {
+        eprintln!("cloudlet: {report}");
+    }
+    vmm.dir.remove()?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    match code {
+        Some(code) => Ok(ExitCode::from(code)),
+        None => bail!("the VMM process was killed ({status})"),
+    }
+}
+
+/// Reads `FILE[,ro]` or `empty:MIB`.
+fn parse_disk(text: &str) -> Result<DiskSource> {
+    if let Some(size) = text.strip_prefix("empty:") {
+        let mib: u64 = size
+            .parse()
+            .with_context(|| format!("{text}: {size:?} is no size in MiB"))?;
+        if !(1..=EMPTY_MIB_MAX).contains(&mib) {
+            bail!("{text}: an empty disk has 1 to {EMPTY_MIB_MAX} MiB");
+        }
+        return Ok(DiskSource {
+            image: None,
+            empty_len: mib << 20,
+            read_only: false,
+        });
+    }
+    let (path, read_only) = match text.strip_suffix(",ro") {
+        Some(path) => (path, true),
+        None => (text, false),
+    };
+    let image = Some(existing(path.as_ref(), "disk image")?);
+    Ok(DiskSource {
+        image,
+        empty_len: 0,
+        read_only,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_read_as_documented() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("d.img");
+        std::fs::write(&image, "x").unwrap();
+        let text = image.to_str().unwrap();
+        assert!(!parse_disk(text).unwrap().read_only);
+        assert!(parse_disk(&format!("{text},ro")).unwrap().read_only);
+        assert_eq!(parse_disk("empty:3").unwrap().empty_len, 3 << 20);
+        for bad in ["empty:", "empty:0", "empty:99999999", "/no/such/file"] {
+            assert!(parse_disk(bad).is_err(), "{bad}");
+        }
+    }
+}

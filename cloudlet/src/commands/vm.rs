@@ -1,0 +1,128 @@
+//! `ps`, `status`, `pause`, `resume`, `stop`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cloudlet::control::{Client, Error, Request};
+use cloudlet::launch::read_report;
+use cloudlet::registry::{self, VmDir};
+use serde_json::{Value, json};
+
+use super::Host;
+use super::output::{table, text_of};
+
+/// How long a VM may take to answer `ps`.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a VM may take to end after `stop`.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+const STOP_POLL: Duration = Duration::from_millis(2);
+
+pub(super) fn ps(host: &Host) -> Result<()> {
+    let vms = registry::list(&host.paths.vms()?)?;
+    let states: Vec<Value> = vms.iter().map(state_of).collect();
+    if host.output.is_json() {
+        states.iter().for_each(|state| println!("{state}"));
+        return Ok(());
+    }
+    let mut rows = vec![
+        ["NAME", "STATE", "PID", "CPUS", "MEMORY", "BASE"]
+            .map(String::from)
+            .to_vec(),
+    ];
+    for state in &states {
+        let columns = ["name", "state", "pid", "cpus", "memory_mib", "base"];
+        rows.push(
+            columns
+                .iter()
+                .map(|column| text_of(state, column))
+                .collect(),
+        );
+    }
+    println!("{}", table(&rows));
+    Ok(())
+}
+
+/// What `dir`'s VM says of itself, or how it ended.
+fn state_of(dir: &VmDir) -> Value {
+    let name = dir.name.as_str();
+    if !dir.is_alive() {
+        let report = read_report(dir).unwrap_or_else(|| "killed".to_owned());
+        return json!({ "name": name, "state": "ended", "report": report });
+    }
+    let asked = Client::connect(&dir.control_socket()).and_then(|mut client| {
+        client.set_timeout(STATUS_TIMEOUT)?;
+        client.ask(&Request::Status)
+    });
+    asked.unwrap_or_else(|_| json!({ "name": name, "state": "busy" }))
+}
+
+pub(super) fn status(host: &Host, name: &str) -> Result<()> {
+    let dir = host.find(name)?;
+    let state = if dir.is_alive() {
+        host.ask(name, &Request::Status)?
+    } else {
+        state_of(&dir)
+    };
+    host.output.result(&state, || describe(&state));
+    Ok(())
+}
+
+fn describe(state: &Value) -> String {
+    let Some(fields) = state.as_object() else {
+        return state.to_string();
+    };
+    let rows: Vec<Vec<String>> = fields
+        .iter()
+        .flat_map(|(key, value)| match value.as_object() {
+            Some(inner) => inner
+                .keys()
+                .map(|inner_key| vec![format!("{key}.{inner_key}"), text_of(value, inner_key)])
+                .collect(),
+            None => vec![vec![key.clone(), text_of(state, key)]],
+        })
+        .collect();
+    table(&rows)
+}
+
+/// Makes a request whose only result is that it was carried out.
+pub(super) fn change(host: &Host, name: &str, request: &Request) -> Result<()> {
+    let result = host.ask(name, request)?;
+    host.output.result(&result, String::new);
+    Ok(())
+}
+
+/// Ends a VM; one that has ended is forgotten.
+pub(super) fn stop(host: &Host, name: &str) -> Result<()> {
+    stop_quietly(&host.find(name)?)?;
+    host.output
+        .result(&json!({ "name": name, "state": "stopped" }), String::new);
+    Ok(())
+}
+
+pub(super) fn stop_quietly(dir: &VmDir) -> Result<()> {
+    if dir.is_alive() {
+        let asked = Client::connect(&dir.control_socket())
+            .and_then(|mut client| client.ask(&Request::Stop));
+        match asked {
+            // It may be gone before its answer is read.
+            Ok(_) | Err(Error::Io(_) | Error::Ended) => {}
+            Err(error) => return Err(error).context("cannot stop it"),
+        }
+        wait_ended(dir)?;
+    }
+    Ok(dir.remove()?)
+}
+
+fn wait_ended(dir: &VmDir) -> Result<()> {
+    let start = Instant::now();
+    while dir.is_alive() {
+        if start.elapsed() > STOP_TIMEOUT {
+            bail!(
+                "{} does not end: kill its process (`cloudlet ps` shows its pid)",
+                dir.name
+            );
+        }
+        std::thread::sleep(STOP_POLL);
+    }
+    Ok(())
+}

@@ -1,0 +1,414 @@
+//! From a specification to a machine that does not run yet: files opened, RAM mapped, devices
+//! built, threads made. Everything here happens before the control thread is confined.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use cloudlet_overlay::{BaseId, Space};
+use cloudlet_vmm::boot::Image as Kernel;
+use cloudlet_vmm::config::{DiskConfig, MachineConfig};
+use cloudlet_vmm::devices::disk::{BlockNumber, Disk, Layer, PendingBlocks};
+use cloudlet_vmm::devices::virtio::vsock::HostSocket;
+use cloudlet_vmm::machine::{Backends, Machine, MachineHandle};
+use cloudlet_vmm::memory::{Pager, PagerHooks, Placer, Ram, RamLayout};
+use cloudlet_vmm::threads::{ThreadHook, ThreadKind};
+use serde_json::{Value, json};
+
+use super::Failure;
+use super::console::Console;
+use super::server::ControlServer;
+use super::supervise;
+use crate::fetch::{self, Link, Location, Rate, Remote, Stream};
+use crate::image::{Description, DiskImage, FORMAT, Image};
+use crate::launch::{BootSource, DiskSource, OverlaySource, Source, Spec};
+use crate::pages::ImagePages;
+use crate::registry::VmDir;
+use crate::store::{Base, Store};
+use crate::synthesis::{Arrival, ArrivalThreads, DeltaSource, Head, Target, chain};
+
+/// The guest's context id on its vsock: there is one guest behind each socket, so all may have the
+/// same (virtio 1.2, 5.10.4: 0 to 2 are reserved).
+const GUEST_CID: u64 = 3;
+
+/// What the VM is, for status and for saving it.
+pub(super) struct About {
+    pub(super) name: String,
+    pub(super) image: Description,
+    pub(super) disks: Vec<Disk>,
+    pub(super) origin: Option<Origin>,
+    pub(super) vsock: PathBuf,
+}
+
+/// The base VM that overlays of this VM are made against.
+pub(super) struct Origin {
+    pub(super) base: Base,
+    /// Whether RAM and disks lie on the base's own files.
+    pub(super) is_mapped: bool,
+}
+
+/// An overlay on its way into the VM.
+pub(super) struct Incoming {
+    pub(super) arrival: Arc<Arrival>,
+    pub(super) early_start: bool,
+    id: String,
+    pager: Option<Pager>,
+    placer: Option<Placer>,
+    _threads: ArrivalThreads,
+}
+
+impl Incoming {
+    pub(super) fn status(&self) -> Value {
+        let mut status = json!(self.arrival.stats());
+        status["overlay"] = json!(self.id);
+        status["early_start"] = json!(self.early_start);
+        if let Some(pager) = &self.pager {
+            let stats = pager.stats();
+            status["faults"] = json!(stats.faults);
+        }
+        if let Some(placer) = &self.placer {
+            let stats = placer.stats();
+            status["placed_pages"] = json!(stats.placed);
+            status["zero_pages"] = json!(stats.zero);
+            status["base_pages"] = json!(stats.base);
+            status["redundant_pages"] = json!(stats.redundant);
+        }
+        status
+    }
+}
+
+/// A process's parts.
+pub(super) struct Built {
+    pub(super) machine: Machine,
+    pub(super) console: Console,
+    pub(super) server: ControlServer,
+    pub(super) arrival: Option<Incoming>,
+    pub(super) about: About,
+}
+
+/// Builds what `spec` says in the directory `dir`.
+pub(super) fn build(
+    spec: &Spec,
+    dir: &VmDir,
+    report: &File,
+    hook: &ThreadHook,
+) -> Result<Built, Failure> {
+    let console = Console::new(&dir.console_log(), &dir.console_socket())?;
+    let server = ControlServer::new(&dir.control_socket())?;
+    let out = console.out();
+    let parts = Parts {
+        spec,
+        report,
+        hook,
+        out,
+    };
+    let Vm {
+        machine,
+        image,
+        disks,
+        origin,
+        arrival,
+    } = match &spec.source {
+        Source::Boot(source) => parts.boot(source)?,
+        Source::Image { dir, base } => parts.restore(dir, base.as_deref())?,
+        Source::Overlay(source) => parts.synthesise(source)?,
+    };
+    let (name, vsock) = (spec.name.clone(), spec.vsock.clone());
+    let about = About {
+        name,
+        image,
+        disks,
+        origin,
+        vsock,
+    };
+    Ok(Built {
+        machine,
+        console,
+        server,
+        arrival,
+        about,
+    })
+}
+
+/// A machine and what is known of it.
+struct Vm {
+    machine: Machine,
+    image: Description,
+    disks: Vec<Disk>,
+    origin: Option<Origin>,
+    arrival: Option<Incoming>,
+}
+
+struct Parts<'a> {
+    spec: &'a Spec,
+    report: &'a File,
+    hook: &'a ThreadHook,
+    out: super::console::ConsoleOut,
+}
+
+impl Parts<'_> {
+    fn backends(&self, disks: &[Disk]) -> Result<Backends, Failure> {
+        Ok(Backends {
+            serial_out: Box::new(self.out.clone()),
+            disks: disks.to_vec(),
+            vsock: Some(HostSocket::bind(&self.spec.vsock)?),
+        })
+    }
+
+    /// A disk over `base`, whose writes are gone with the VM.
+    fn disk(&self, base: Option<File>, len: u64) -> Result<Disk, Failure> {
+        let layer = Layer::temporary(tempfile::tempfile_in(&self.spec.scratch)?, len)?;
+        Ok(Disk::new(base, layer)?)
+    }
+
+    fn boot(&self, source: &BootSource) -> Result<Vm, Failure> {
+        let mut disks = Vec::new();
+        let mut described = Vec::new();
+        for disk in &source.disks {
+            let (file, len) = open_disk(disk)?;
+            disks.push(if disk.read_only {
+                read_only(file)?
+            } else {
+                self.disk(file, len)?
+            });
+            described.push(DiskImage {
+                bytes: len,
+                read_only: disk.read_only,
+            });
+        }
+        let memory_bytes = source
+            .memory_mib
+            .checked_mul(1 << 20)
+            .ok_or("--memory is too large")?;
+        let config = MachineConfig {
+            cpus: source.cpus,
+            memory_bytes,
+            cpu_model: source.cpu_model.parse()?,
+            cmdline: source.cmdline.clone(),
+            disks: source.disks.iter().map(disk_config).collect(),
+            vsock_cid: Some(GUEST_CID),
+            ..MachineConfig::default()
+        };
+        config.validate()?;
+        let ram = Ram::anonymous(&RamLayout::new(memory_bytes)?)?;
+        let initrd = source.initrd.as_deref().map(File::open).transpose()?;
+        let initrd = initrd.as_ref().map(Kernel::File);
+        let machine = match &source.kernel {
+            Some(path) => {
+                let kernel = File::open(path)?;
+                let kernel = Kernel::File(&kernel);
+                Machine::boot(
+                    config,
+                    ram,
+                    &kernel,
+                    initrd.as_ref(),
+                    self.backends(&disks)?,
+                )
+                .map_err(|error| format!("cannot boot {}: {}", path.display(), chain(&error)))?
+            }
+            None => {
+                let kernel = Kernel::Bytes(cloudlet_resources::GUEST_ELF);
+                Machine::boot(
+                    config,
+                    ram,
+                    &kernel,
+                    initrd.as_ref(),
+                    self.backends(&disks)?,
+                )?
+            }
+        };
+        let image = Description {
+            format: FORMAT,
+            memory_bytes,
+            disks: described,
+            cpus: source.cpus,
+            cpu_model: source.cpu_model.clone(),
+            base: None,
+        };
+        Ok(Vm {
+            machine,
+            image,
+            disks,
+            origin: None,
+            arrival: None,
+        })
+    }
+
+    fn restore(&self, dir: &Path, base: Option<&str>) -> Result<Vm, Failure> {
+        let image = Image::open(dir)?;
+        let layout = RamLayout::new(image.description.memory_bytes)?;
+        let ram = Ram::from_image(&layout, &image.memory()?)?;
+        let disks = self.disks_over(image.disks()?, &image.description)?;
+        let machine = Machine::restore(&image.state()?, ram, self.backends(&disks)?)?;
+        let mut description = image.description.clone();
+        let origin = match (base, &image.description.base) {
+            (Some(id), _) => Some(Origin {
+                base: self.base(id.parse()?)?,
+                is_mapped: true,
+            }),
+            // A base VM that is gone from the store is missed when an overlay is asked for.
+            (None, Some(id)) => self.base(id.parse()?).ok().map(|base| Origin {
+                base,
+                is_mapped: false,
+            }),
+            (None, None) => None,
+        };
+        if let Some(id) = base {
+            description.base = Some(id.to_owned());
+        }
+        Ok(Vm {
+            machine,
+            image: description,
+            disks,
+            origin,
+            arrival: None,
+        })
+    }
+
+    fn base(&self, id: BaseId) -> Result<Base, Failure> {
+        Ok(Store::open(self.spec.store.clone()).get(id)?)
+    }
+
+    fn disks_over(&self, files: Vec<File>, described: &Description) -> Result<Vec<Disk>, Failure> {
+        files
+            .into_iter()
+            .zip(&described.disks)
+            .map(|(file, disk)| {
+                if disk.read_only {
+                    read_only(Some(file))
+                } else {
+                    self.disk(Some(file), disk.bytes)
+                }
+            })
+            .collect()
+    }
+
+    fn synthesise(&self, source: &OverlaySource) -> Result<Vm, Failure> {
+        // Threads of the transfer report to a machine that is built only when its head is here.
+        let handle: Arc<OnceLock<MachineHandle>> = Arc::default();
+        let (remote, mut stream) = open_remote(source, &handle)?;
+        let head = Head::read(&mut stream, remote.len(), source.expect.as_deref())?;
+        let base = self.base(head.prefix.base()).map_err(|error| {
+            format!(
+                "the overlay needs a base VM that is not here: {}",
+                chain(error.as_ref())
+            )
+        })?;
+        let base_image = base.image()?;
+        let layout = RamLayout::new(head.meta.image.memory_bytes)?;
+        let (delta, zero) = head.memory_runs();
+        let (ram, placer) = Ram::with_delta(&layout, Some(&base_image.memory()?), &delta, &zero)?;
+        let disks = self.disks_over(base_image.disks()?, &head.meta.image)?;
+        let target = Target {
+            index: head.index,
+            placer: Some(placer.clone()),
+            disks: disks.clone(),
+            base: ImagePages::open(&base_image)?,
+            disks_only: source.record,
+        };
+        let notify = supervise::notify(Arc::clone(&handle), self.report.try_clone()?);
+        let total_len = head.prefix.total_bytes();
+        let arrival = Arrival::new(target, remote, total_len, source.record, notify);
+        set_pending(&arrival);
+        arrival.target().apply_derived_blocks()?;
+        let direct = source.rate_mbit.is_none() && !is_remote(source);
+        let pager = self.pager(&arrival, &placer, direct)?;
+        let threads = arrival.start(stream, self.hook)?;
+        let machine = Machine::restore(&head.state, ram, self.backends(&disks)?)?;
+        let _ = handle.set(machine.handle());
+        let incoming = Incoming {
+            arrival,
+            early_start: source.early_start,
+            id: head.prefix.id().to_string(),
+            pager: Some(pager),
+            placer: Some(placer),
+            _threads: threads,
+        };
+        let mut description = head.meta.image;
+        description.base = Some(base.id.to_string());
+        let origin = Some(Origin {
+            base,
+            is_mapped: true,
+        });
+        Ok(Vm {
+            machine,
+            image: description,
+            disks,
+            origin,
+            arrival: Some(incoming),
+        })
+    }
+
+    fn pager(
+        &self,
+        arrival: &Arc<Arrival>,
+        placer: &Placer,
+        direct: bool,
+    ) -> Result<Pager, Failure> {
+        let source = Arc::new(DeltaSource::new(Arc::clone(arrival), direct));
+        let (hook, failed) = (Arc::clone(self.hook), Arc::clone(arrival));
+        let hooks = PagerHooks {
+            on_start: Box::new(move || hook(ThreadKind::Pager)),
+            on_error: Box::new(move |error| failed.fail(chain(&error))),
+            record: arrival.is_recording(),
+        };
+        Ok(Pager::spawn(placer.clone(), source, hooks)?)
+    }
+}
+
+/// The overlay's bytes: a stream from its beginning, and the file it belongs to.
+fn open_remote(
+    source: &OverlaySource,
+    handle: &Arc<OnceLock<MachineHandle>>,
+) -> Result<(Remote, Stream), Failure> {
+    let location: Location = source.location.parse()?;
+    let rate = source.rate_mbit.map(Rate::from_mbit).transpose()?;
+    let options = fetch::Options {
+        ca: source.ca.clone(),
+        stall_timeout: Duration::from_secs_f64(source.stall_secs),
+        on_trouble: Some(supervise::on_trouble(Arc::clone(handle))),
+        ..fetch::Options::default()
+    };
+    let remote = Remote::open(&location, options, &Link::new(rate))?;
+    let stream = remote.stream(0);
+    Ok((remote, stream))
+}
+
+fn is_remote(source: &OverlaySource) -> bool {
+    matches!(source.location.parse(), Ok(Location::Http(_)))
+}
+
+/// Tells each disk which of its blocks are still on their way.
+fn set_pending(arrival: &Arc<Arrival>) {
+    for (number, disk) in (0..).zip(&arrival.target().disks) {
+        let runs = arrival.target().index.runs_in(Space::Disk(number)).iter();
+        let runs: Vec<_> = runs.map(|run| (run.first.page, run.pages)).collect();
+        let demand = Arc::clone(arrival);
+        let demand = move |block: BlockNumber| demand.demand_block(number, block.0);
+        disk.set_pending(PendingBlocks::new(disk.blocks(), runs, Box::new(demand)));
+    }
+}
+
+fn read_only(image: Option<File>) -> Result<Disk, Failure> {
+    Ok(Disk::read_only(
+        image.ok_or("an empty disk cannot be read-only")?,
+    )?)
+}
+
+fn open_disk(disk: &DiskSource) -> Result<(Option<File>, u64), Failure> {
+    let Some(path) = &disk.image else {
+        return Ok((None, disk.empty_len));
+    };
+    let failed = |error| format!("cannot use the disk image {}: {error}", path.display());
+    let file = File::open(path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    Ok((Some(file), len))
+}
+
+fn disk_config(disk: &DiskSource) -> DiskConfig {
+    DiskConfig {
+        read_only: disk.read_only,
+        ..DiskConfig::default()
+    }
+}

@@ -1,0 +1,148 @@
+//! The VMM process: one VM, its control socket, its console. It is told on standard input what to
+//! be (`launch.rs`), owns everything of its VM, and depends on nobody afterwards.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `build.rs` | from a specification to a machine |
+//! | `server.rs` | the control socket |
+//! | `console.rs` | the serial console |
+//! | `ops.rs` | what is done about requests |
+//! | `save.rs` | images and overlays of the paused VM |
+//! | `supervise.rs` | what other threads tell the control thread |
+
+mod build;
+mod console;
+mod ops;
+mod save;
+mod server;
+mod supervise;
+
+use std::fs::File;
+use std::io::{self, BufRead, Write};
+use std::sync::{Arc, Mutex};
+
+use cloudlet_vmm::exit::ExitReason;
+use cloudlet_vmm::machine::Machine;
+use cloudlet_vmm::seccomp;
+use cloudlet_vmm::threads::{ThreadHook, ThreadKind, no_hook};
+use event_manager::SubscriberOps;
+
+use crate::launch::{Event, Spec};
+use crate::registry::{VmDir, VmLock, VmName};
+use crate::synthesis::chain;
+use build::Built;
+use ops::Ops;
+use supervise::Lifeline;
+
+/// Longest specification read, in bytes.
+const SPEC_LEN_MAX: u64 = 1 << 20;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs the process to its end; the exit code is that of the VM's end (`vmm/src/exit.rs`).
+pub fn main() -> ! {
+    match start() {
+        Ok(process) => process.run(),
+        Err(error) => {
+            say(&Event::Failed {
+                message: chain(error.as_ref()),
+            });
+            std::process::exit(1)
+        }
+    }
+}
+
+/// Tells the parent. One that is gone needs to know nothing.
+fn say(event: &Event) {
+    let mut line = serde_json::to_vec(event).expect("an event has string keys only");
+    line.push(b'\n');
+    let _ = io::stdout()
+        .write_all(&line)
+        .and_then(|()| io::stdout().flush());
+}
+
+fn read_spec() -> Result<Spec, Failure> {
+    let mut line = String::new();
+    // Not a buffered reader: what follows the line is the lifeline's.
+    io::Read::take(io::stdin().lock(), SPEC_LEN_MAX).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// A process whose VM is built and does not run yet.
+struct Process {
+    spec: Spec,
+    lock: VmLock,
+    report: File,
+    machine: Machine,
+    ops: Ops,
+}
+
+fn start() -> Result<Process, Failure> {
+    let spec = read_spec()?;
+    let dir = VmDir::new(&spec.vms, VmName::new(&spec.name)?);
+    let lock = dir.claim()?;
+    let report = File::create(dir.report())?;
+    let hook = if spec.seccomp {
+        confine(&report)?
+    } else {
+        no_hook()
+    };
+    let Built {
+        mut machine,
+        console,
+        server,
+        arrival,
+        about,
+    } = build::build(&spec, &dir, &report, &hook)?;
+    let (console, server) = (Arc::new(Mutex::new(console)), Arc::new(Mutex::new(server)));
+    let lifeline = Arc::new(Mutex::new(Lifeline::new(spec.attached)));
+    machine
+        .event_manager()
+        .add_subscriber(Box::new(Arc::clone(&console)));
+    machine
+        .event_manager()
+        .add_subscriber(Box::new(Arc::clone(&server)));
+    machine
+        .event_manager()
+        .add_subscriber(Box::new(Arc::clone(&lifeline)));
+    machine.start(&hook)?;
+    hook(ThreadKind::Control)?;
+    let ops = Ops::new(about, console, server, lifeline, arrival);
+    Ok(Process {
+        spec,
+        lock,
+        report,
+        machine,
+        ops,
+    })
+}
+
+/// What installs the seccomp filters, with violations told to `report`.
+fn confine(report: &File) -> Result<ThreadHook, Failure> {
+    seccomp::prepare(report.try_clone()?.into())?;
+    Ok(Arc::new(|kind| Ok(seccomp::install(kind)?)))
+}
+
+impl Process {
+    fn run(mut self) -> ! {
+        let reason = match self.ops.serve(&mut self.machine, self.spec.paused) {
+            Ok(reason) => reason,
+            Err(error) => ExitReason::host_error(error.as_ref()),
+        };
+        self.ops.end(&mut self.machine, &reason);
+        if !matches!(reason, ExitReason::Stopped | ExitReason::Shutdown) {
+            write_report(&self.report, &reason);
+        } else if !self.spec.attached {
+            // What cannot be removed is cleared by the next VM of the name.
+            let _ = self.lock.leave_nothing();
+        }
+        // Threads that wait for a page that will not come are not waited for.
+        std::process::exit(i32::from(reason.code()));
+    }
+}
+
+/// Leaves word of the VM's end; a parent or `cloudlet status` reads it.
+fn write_report(mut report: &File, reason: &ExitReason) {
+    // A full disk loses the words, not the exit code.
+    let _ = report.write_all(reason.to_string().as_bytes());
+}

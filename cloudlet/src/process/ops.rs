@@ -1,0 +1,314 @@
+//! The control thread's main loop: turns of the machine, and between them what clients ask for.
+//! A request that needs all of an overlay waits until it has arrived.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cloudlet_vmm::exit::ExitReason;
+use cloudlet_vmm::machine::Machine;
+use serde_json::{Value, json};
+
+use super::build::{About, Incoming as Overlay};
+use super::console::Console;
+use super::server::{ClientId, ControlServer, Incoming};
+use super::supervise::Lifeline;
+use super::{Failure, save, say};
+use crate::control::{Reply, Request};
+use crate::launch::Event;
+use crate::synthesis::chain;
+
+/// How often those who wait for an overlay hear of its progress.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
+
+/// The control thread's state beside the machine.
+pub(super) struct Ops {
+    about: About,
+    console: Arc<Mutex<Console>>,
+    server: Arc<Mutex<ControlServer>>,
+    lifeline: Arc<Mutex<Lifeline>>,
+    overlay: Option<Overlay>,
+    started: Instant,
+    /// Whether somebody has asked for a pause.
+    paused: bool,
+    leases: HashSet<ClientId>,
+    waiting: Vec<(ClientId, Request)>,
+    stop: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Only the control thread takes these locks, and it does not outlive a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Ops {
+    pub(super) fn new(
+        about: About,
+        console: Arc<Mutex<Console>>,
+        server: Arc<Mutex<ControlServer>>,
+        lifeline: Arc<Mutex<Lifeline>>,
+        overlay: Option<Overlay>,
+    ) -> Self {
+        let (leases, waiting) = (HashSet::new(), Vec::new());
+        let (started, paused, stop) = (Instant::now(), false, false);
+        Self {
+            about,
+            console,
+            server,
+            lifeline,
+            overlay,
+            started,
+            paused,
+            leases,
+            waiting,
+            stop,
+        }
+    }
+
+    /// Lets the VM run (unless it is to begin `paused`) and serves it until its end.
+    pub(super) fn serve(
+        &mut self,
+        machine: &mut Machine,
+        paused: bool,
+    ) -> Result<ExitReason, Failure> {
+        let is_whole_first = self
+            .overlay
+            .as_ref()
+            .is_some_and(|overlay| !overlay.early_start);
+        if is_whole_first && let Some(reason) = self.await_overlay(machine)? {
+            return Ok(reason);
+        }
+        self.paused = paused;
+        if !paused {
+            machine.resume()?;
+        }
+        say(&Event::Ready);
+        loop {
+            if let Some(reason) = self.turn(machine)? {
+                return Ok(reason);
+            }
+        }
+    }
+
+    /// Turns until the overlay has arrived; a reason if the VM ended before.
+    fn await_overlay(&mut self, machine: &mut Machine) -> Result<Option<ExitReason>, Failure> {
+        while !self.is_complete() {
+            if let Some(reason) = self.turn_for(machine, Some(PROGRESS_PERIOD))? {
+                if let ExitReason::HostError { message } = &reason {
+                    say(&Event::Failed {
+                        message: message.clone(),
+                    });
+                }
+                return Ok(Some(reason));
+            }
+            let (done, total) = self.progress();
+            say(&Event::Progress {
+                step: "overlay".into(),
+                done,
+                total,
+            });
+        }
+        Ok(None)
+    }
+
+    fn turn(&mut self, machine: &mut Machine) -> Result<Option<ExitReason>, Failure> {
+        self.turn_for(
+            machine,
+            (!self.waiting.is_empty()).then_some(PROGRESS_PERIOD),
+        )
+    }
+
+    fn turn_for(
+        &mut self,
+        machine: &mut Machine,
+        timeout: Option<Duration>,
+    ) -> Result<Option<ExitReason>, Failure> {
+        let exit = machine.turn(timeout)?;
+        let input = lock(&self.console).take_input();
+        if !input.is_empty() {
+            // What the guest's receiver has no room for is lost, as on a real line.
+            machine.serial().input(&input);
+        }
+        loop {
+            let incoming = lock(&self.server).take();
+            match incoming {
+                Some(Incoming::Request(client, request)) => self.answer(machine, client, request),
+                Some(Incoming::Gone(client)) => self.forget(machine, client)?,
+                None => break,
+            }
+        }
+        self.serve_waiting(machine);
+        if self.stop || lock(&self.lifeline).is_cut() {
+            return Ok(Some(ExitReason::Stopped));
+        }
+        Ok(exit)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.overlay
+            .as_ref()
+            .is_none_or(|overlay| overlay.arrival.stats().complete)
+    }
+
+    fn progress(&self) -> (u64, u64) {
+        let stats = self.overlay.as_ref().map(|overlay| overlay.arrival.stats());
+        stats.map_or((0, 0), |stats| {
+            (stats.stream_bytes + stats.demand_bytes, stats.total_bytes)
+        })
+    }
+
+    /// A client is gone: what it had on lease ends.
+    fn forget(&mut self, machine: &mut Machine, client: ClientId) -> Result<(), Failure> {
+        self.waiting.retain(|(waiting, _)| *waiting != client);
+        if self.leases.remove(&client) && self.leases.is_empty() && !self.paused {
+            machine.resume()?;
+        }
+        Ok(())
+    }
+
+    fn serve_waiting(&mut self, machine: &mut Machine) {
+        if self.is_complete() {
+            for (client, request) in std::mem::take(&mut self.waiting) {
+                self.answer(machine, client, request);
+            }
+            return;
+        }
+        let (done, total) = self.progress();
+        for (client, _) in &self.waiting {
+            let progress = Reply::Progress {
+                step: "overlay".into(),
+                done,
+                total,
+            };
+            lock(&self.server).reply(*client, &progress);
+        }
+    }
+
+    fn answer(&mut self, machine: &mut Machine, client: ClientId, request: Request) {
+        let needs_all = matches!(
+            request,
+            Request::Snapshot { .. } | Request::Overlay { .. } | Request::WaitComplete
+        );
+        if needs_all && !self.is_complete() {
+            self.waiting.push((client, request));
+            return;
+        }
+        let reply = match self.carry_out(machine, client, request) {
+            Ok(result) => Reply::Done { result },
+            Err(error) => Reply::Failed {
+                message: chain(error.as_ref()),
+            },
+        };
+        lock(&self.server).reply(client, &reply);
+    }
+
+    fn carry_out(
+        &mut self,
+        machine: &mut Machine,
+        client: ClientId,
+        request: Request,
+    ) -> Result<Value, Failure> {
+        let server = Arc::clone(&self.server);
+        let mut progress = |step: &str, done, total| {
+            lock(&server).reply(
+                client,
+                &Reply::Progress {
+                    step: step.to_owned(),
+                    done,
+                    total,
+                },
+            );
+        };
+        match request {
+            Request::Status => return Ok(self.status(machine)),
+            Request::Pause { lease } => {
+                machine.pause()?;
+                if lease {
+                    self.leases.insert(client);
+                } else {
+                    self.paused = true;
+                }
+            }
+            Request::Resume => {
+                self.paused = false;
+                self.leases.clear();
+                machine.resume()?;
+            }
+            Request::Stop => self.stop = true,
+            Request::Snapshot { dir } => {
+                let about = &self.about;
+                return held(machine, |machine| {
+                    save::image(machine, about, &dir, &mut progress)
+                });
+            }
+            Request::Overlay { out, early, level } => {
+                let about = &self.about;
+                return held(machine, |machine| {
+                    save::overlay(machine, about, &out, &early, level, &mut progress)
+                });
+            }
+            Request::FirstTouch => {
+                let touched = self
+                    .overlay
+                    .as_ref()
+                    .and_then(|overlay| overlay.arrival.touched());
+                return match touched {
+                    Some(pages) => Ok(json!({ "pages": pages })),
+                    None => Err("this VM does not record the order of touch".into()),
+                };
+            }
+            Request::WaitComplete => {}
+        }
+        Ok(json!({ "name": self.about.name }))
+    }
+
+    fn status(&self, machine: &Machine) -> Value {
+        let about = &self.about;
+        let mut status = json!({
+            "name": about.name,
+            "state": machine.phase_name(),
+            "pid": std::process::id(),
+            "cpus": about.image.cpus,
+            "memory_mib": about.image.memory_bytes >> 20,
+            "cpu_model": about.image.cpu_model,
+            "disks": about.image.disks.len(),
+            "base": about.image.base,
+            "vsock": about.vsock,
+            "uptime_ms": u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        });
+        if let Some(overlay) = &self.overlay {
+            status["synthesis"] = overlay.status();
+        }
+        status
+    }
+
+    /// The VM's last words and the end of its threads.
+    pub(super) fn end(&mut self, machine: &mut Machine, reason: &ExitReason) {
+        if let Some(overlay) = &self.overlay {
+            overlay.arrival.cancel();
+        }
+        // The guest stands still before its last words are passed on; one that cannot any more
+        // has none.
+        machine.handle().end(reason.clone());
+        let _ = machine.turn(Some(Duration::ZERO));
+        lock(&self.console).drain();
+        for (client, _) in std::mem::take(&mut self.waiting) {
+            let message = format!("the VM has ended: {reason}");
+            lock(&self.server).reply(client, &Reply::Failed { message });
+        }
+    }
+}
+
+/// Does `work` while the vCPUs stand still; afterwards they are as they were.
+fn held<T>(
+    machine: &mut Machine,
+    work: impl FnOnce(&mut Machine) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let was_running = machine.is_running();
+    machine.pause()?;
+    let result = work(machine);
+    if was_running {
+        machine.resume()?;
+    }
+    result
+}

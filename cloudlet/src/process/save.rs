@@ -1,0 +1,245 @@
+//! What leaves a paused VM: an image of all it is, or an overlay of what differs from its base.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use cloudlet_overlay::{
+    BaseContent, DeltaSpec, Options, PAGE_BYTES, PageAt, PageReader, Progress, Space, SpaceSize,
+    encode,
+};
+use cloudlet_snapshot::{AtomicDir, AtomicFile};
+use cloudlet_vmm::devices::disk::{BlockNumber, Disk};
+use cloudlet_vmm::machine::Machine;
+use cloudlet_vmm::memory::{Ram, RamPage};
+use serde_json::{Value, json};
+
+use super::Failure;
+use super::build::{About, Origin};
+use crate::control::SpacePage;
+use crate::image::file;
+use crate::pages::ImagePages;
+use crate::synthesis::Meta;
+
+/// Told how far a step has come.
+type Report<'a> = &'a mut dyn FnMut(&str, u64, u64);
+
+const PAGE_LEN: u64 = PAGE_BYTES as u64;
+
+/// Writes an image of the VM into the new directory `dir`.
+pub(super) fn image(
+    machine: &mut Machine,
+    about: &About,
+    dir: &Path,
+    report: Report<'_>,
+) -> Result<Value, Failure> {
+    let state = machine.save()?;
+    let target = AtomicDir::create(dir)?;
+    let total = about.image.memory_bytes + about.disks.iter().map(Disk::bytes).sum::<u64>();
+    report("snapshot", 0, total);
+    File::create(target.path().join(file::STATE))?.write_all(&state)?;
+    let description = serde_json::to_vec(&about.image)?;
+    File::create(target.path().join(file::DESCRIPTION))?.write_all(&description)?;
+    machine
+        .ram()
+        .write_image(&File::create(target.path().join(file::MEMORY))?)?;
+    let mut done = about.image.memory_bytes;
+    report("snapshot", done, total);
+    for (index, disk) in about.disks.iter().enumerate() {
+        write_disk(disk, &File::create(target.path().join(file::disk(index)))?)?;
+        done += disk.bytes();
+        report("snapshot", done, total);
+    }
+    target.commit()?;
+    Ok(json!({ "name": about.name, "dir": dir, "memory_bytes": about.image.memory_bytes }))
+}
+
+/// Writes the disk as the guest sees it, zeros as holes.
+fn write_disk(disk: &Disk, out: &File) -> Result<(), Failure> {
+    out.set_len(disk.bytes())?;
+    let mut block = [0; PAGE_BYTES];
+    for number in 0..disk.blocks() {
+        disk.read_block(BlockNumber(number), &mut block)?;
+        if block.iter().any(|&byte| byte != 0) {
+            let offset = number * PAGE_LEN;
+            // The last block may be cut short by the disk's end.
+            let length = usize::try_from(disk.bytes() - offset).unwrap_or(PAGE_BYTES);
+            out.write_all_at(&block[..length.min(PAGE_BYTES)], offset)?;
+        }
+    }
+    Ok(())
+}
+
+/// The pages of a paused VM.
+struct VmPages<'a> {
+    ram: &'a Ram,
+    disks: &'a [Disk],
+}
+
+impl PageReader for VmPages<'_> {
+    fn read(&self, at: PageAt, into: &mut [u8; PAGE_BYTES]) -> io::Result<()> {
+        self.read_run(at, into)
+    }
+
+    fn read_run(&self, first: PageAt, into: &mut [u8]) -> io::Result<()> {
+        match first.space {
+            Space::Memory => self
+                .ram
+                .read_pages(RamPage(first.page), into)
+                .map_err(io::Error::other),
+            Space::Disk(number) => {
+                let disk = self
+                    .disks
+                    .get(usize::from(number))
+                    .ok_or(io::ErrorKind::NotFound)?;
+                let (blocks, _) = into.as_chunks_mut::<PAGE_BYTES>();
+                for (number, block) in (first.page..).zip(blocks) {
+                    disk.read_block(BlockNumber(number), block)
+                        .map_err(io::Error::other)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Writes an overlay of the VM against its base into the file `out`.
+pub(super) fn overlay(
+    machine: &mut Machine,
+    about: &About,
+    out: &Path,
+    early: &[SpacePage],
+    level: i32,
+    report: Report<'_>,
+) -> Result<Value, Failure> {
+    let origin = origin(about)?;
+    let state = machine.save()?;
+    let base_image = origin.base.image()?;
+    let (base_pages, hashes) = (ImagePages::open(&base_image)?, origin.base.hashes()?);
+    let spaces = spaces(about, &base_image.description);
+    let rest = changed(machine, about, origin.is_mapped)?;
+    let early: Vec<PageAt> = early.iter().map(|&page| place(page)).collect();
+    let meta = serde_json::to_vec(&Meta {
+        image: about.image.clone(),
+    })?;
+    let spec = DeltaSpec {
+        base: origin.base.id,
+        spaces: &spaces,
+        early: &early,
+        rest: &rest,
+        state: &state,
+        meta: &meta,
+    };
+    let pages = VmPages {
+        ram: machine.ram(),
+        disks: &about.disks,
+    };
+    let base = BaseContent {
+        pages: &base_pages,
+        hashes: Some(&hashes),
+    };
+    let target = AtomicFile::create(out)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, target.file());
+    let options = Options {
+        level,
+        ..Options::default()
+    };
+    let summary = encode(
+        &spec,
+        &pages,
+        Some(base),
+        &mut writer,
+        options,
+        &mut |progress| {
+            let (step, done, total) = match progress {
+                Progress::Compare { done, total } => ("compare", done, total),
+                Progress::Compress { done, total } => ("compress", done, total),
+            };
+            report(step, done * PAGE_LEN, total * PAGE_LEN);
+        },
+    )?;
+    writer.flush()?;
+    drop(writer);
+    target.commit()?;
+    Ok(json!({
+        "id": summary.id.to_string(),
+        "base": origin.base.id.to_string(),
+        "file": out,
+        "bytes": summary.total_bytes,
+        "early_bytes": summary.early_bytes,
+        "segments": summary.segments,
+        "early_segments": summary.early_segments,
+        "literal_pages": summary.literal_pages,
+        "zero_pages": summary.zero_pages,
+        "base_pages": summary.base_pages,
+        "unchanged_pages": summary.unchanged_pages,
+    }))
+}
+
+fn origin(about: &About) -> Result<&Origin, Failure> {
+    about
+        .origin
+        .as_ref()
+        .ok_or_else(|| match &about.image.base {
+            Some(id) => {
+                format!("this VM was made of base VM {id}, which is not in the store").into()
+            }
+            None => {
+                "this VM was not made of a base VM: publish one with `cloudlet base create`, and \
+                 start from it with `cloudlet restore TAG`"
+                    .into()
+            }
+        })
+}
+
+fn place((space, page): SpacePage) -> PageAt {
+    match space.checked_sub(1) {
+        None => PageAt::memory(page),
+        Some(disk) => PageAt::disk(disk, page),
+    }
+}
+
+fn spaces(about: &About, base: &crate::image::Description) -> Vec<SpaceSize> {
+    let pages = |bytes: u64| bytes.div_ceil(PAGE_LEN);
+    let memory = SpaceSize {
+        space: Space::Memory,
+        pages: pages(about.image.memory_bytes),
+        base_pages: pages(base.memory_bytes),
+    };
+    let disks = (0..)
+        .zip(&about.image.disks)
+        .map(|(number, disk)| SpaceSize {
+            space: Space::Disk(number),
+            pages: pages(disk.bytes),
+            base_pages: base
+                .disks
+                .get(usize::from(number))
+                .map_or(0, |disk| pages(disk.bytes)),
+        });
+    std::iter::once(memory).chain(disks).collect()
+}
+
+/// Every page and block that may differ from the base. A VM whose RAM and disks lie on the base's own
+/// files knows what it has written; otherwise all is compared.
+fn changed(machine: &Machine, about: &About, is_mapped: bool) -> Result<Vec<PageAt>, Failure> {
+    let mut changed = Vec::new();
+    if is_mapped {
+        for run in machine.ram().pages_off_base()?.runs() {
+            changed.extend((run.first.0..run.first.0 + run.count).map(PageAt::memory));
+        }
+    } else {
+        changed.extend((0..about.image.memory_bytes.div_ceil(PAGE_LEN)).map(PageAt::memory));
+    }
+    for (number, disk) in (0..).zip(&about.disks) {
+        if is_mapped {
+            changed.extend(
+                disk.changed_blocks()
+                    .map(|(block, _)| PageAt::disk(number, block.0)),
+            );
+        } else {
+            changed.extend((0..disk.blocks()).map(|block| PageAt::disk(number, block)));
+        }
+    }
+    Ok(changed)
+}
