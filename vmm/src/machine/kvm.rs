@@ -67,13 +67,9 @@ pub(super) fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<VmFd, MachineError> {
         vm.set_tss_address(TSS_ADDRESS)
             .map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
     }
-    vm.create_irq_chip()
-        .map_err(kvm_error("KVM_CREATE_IRQCHIP"))?;
-    let pit = kvm_pit_config {
-        flags: KVM_PIT_SPEAKER_DUMMY,
-        ..Default::default()
-    };
-    vm.create_pit2(pit).map_err(kvm_error("KVM_CREATE_PIT2"))?;
+    // Memory first: replacing the (empty) list of slots waits for a grace period of the VM's SRCU,
+    // which takes microseconds now and several milliseconds once the devices below have queued
+    // their own.
     for slot in ram.slots() {
         if slot.run().count > SLOT_PAGES_MAX {
             return Err(MachineError::SlotTooLarge(slot.len));
@@ -84,6 +80,13 @@ pub(super) fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<VmFd, MachineError> {
         unsafe { vm.set_user_memory_region(slot.kvm_region(0)) }
             .map_err(kvm_error("KVM_SET_USER_MEMORY_REGION"))?;
     }
+    vm.create_irq_chip()
+        .map_err(kvm_error("KVM_CREATE_IRQCHIP"))?;
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit).map_err(kvm_error("KVM_CREATE_PIT2"))?;
     Ok(vm)
 }
 

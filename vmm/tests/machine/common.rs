@@ -128,6 +128,8 @@ pub(crate) fn fresh_ram(config: &MachineConfig) -> Ram {
 pub(crate) fn backends(sink: &Sink) -> Backends {
     Backends {
         serial_out: Box::new(sink.clone()),
+        vsock: None,
+        disks: Vec::new(),
     }
 }
 
