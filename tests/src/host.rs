@@ -133,11 +133,10 @@ impl Host {
         Ok(self.run(args)?.expect_code(code)?.stderr)
     }
 
-    /// Runs the program with `--json` after `args`; it must succeed and print one JSON value.
+    /// Runs the program with `--json` before `args`; it must succeed and print one JSON value.
     #[track_caller]
     pub fn json(&self, args: &[&str]) -> Outcome<Value> {
-        let mut all = args.to_vec();
-        all.push("--json");
+        let all = [&["--json"], args].concat();
         let text = self.ok(&all)?;
         serde_json::from_str(text.trim()).map_err(|error| {
             Failure::new(format!(
@@ -150,8 +149,7 @@ impl Host {
     /// As [`Host::json`], of a command that prints a JSON value a line.
     #[track_caller]
     pub fn json_lines(&self, args: &[&str]) -> Outcome<Vec<Value>> {
-        let mut all = args.to_vec();
-        all.push("--json");
+        let all = [&["--json"], args].concat();
         let text = self.ok(&all)?;
         text.lines()
             .map(|line| Ok(serde_json::from_str(line)?))
@@ -167,6 +165,14 @@ impl Host {
         let pid = pid_of(&self.json(&args)?)?;
         self.wait_for_console(name, GUEST_READY)?;
         Ok(pid)
+    }
+
+    /// Installs `fluid` in a VM with little to simulate: 2 MB of live state.
+    #[track_caller]
+    pub fn install_fluid(&self, name: &str) -> Outcome {
+        let params = "tanks=16 particles=3000";
+        self.ok(&["app", "install", name, "fluid", "--params", params])
+            .map(drop)
     }
 
     /// The directory of a VM's sockets and logs.

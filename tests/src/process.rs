@@ -325,12 +325,24 @@ pub(crate) fn pids() -> impl Iterator<Item = u32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// Whether the process is there and has not ended.
+/// Whether the process is there and any of its threads has not ended: the first thread is a zombie
+/// for as long as the others take.
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')')
-        .is_some_and(|(_, rest)| !rest.starts_with(" Z") && !rest.starts_with(" X"))
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .ok()
+        .into_iter()
+        .flatten()
+        .flatten();
+    let runs = |stat: String| {
+        stat.rsplit_once(')').is_some_and(|(_, rest)| {
+            let state = rest.trim_start();
+            !state.starts_with('Z') && !state.starts_with('X')
+        })
+    };
+    tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("stat")).ok())
+        .any(runs)
 }
 
 /// The threads of a process: id and name.

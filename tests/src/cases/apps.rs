@@ -28,7 +28,7 @@ pub(super) const CASES: &[Case] = &[
 
 fn fluid(host: &Host) -> Outcome {
     host.boot("web", &[])?;
-    host.ok(&["app", "install", "web", "fluid"])?;
+    host.install_fluid("web")?;
     let first = host.path("first.png");
     let second = host.path("second.png");
     host.ok(&[
@@ -83,7 +83,7 @@ fn png_size(path: &Path) -> Outcome<(u32, u32)> {
 
 fn object(host: &Host) -> Outcome {
     host.boot("web", &["--memory", "256"])?;
-    host.ok(&["app", "install", "web", "object", "--params", "db_mib=20"])?;
+    host.ok(&["app", "install", "web", "object", "--params", "mib=8"])?;
     let first = host.ok(&["call", "web", "recognise", "--sample", "3"])?;
     ensure!(!first.trim().is_empty(), "no label");
     ensure_eq!(
@@ -98,7 +98,7 @@ fn object(host: &Host) -> Outcome {
 fn nonsense(host: &Host) -> Outcome {
     host.boot("web", &[])?;
     host.fails(&["call", "web", "frame", "0"], 1)?;
-    host.ok(&["app", "install", "web", "fluid"])?;
+    host.install_fluid("web")?;
     for request in [
         &["no-such-word"][..],
         &["frame", "99999999"],

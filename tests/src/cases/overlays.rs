@@ -38,7 +38,7 @@ pub(super) const BASE: &str = "unikernel";
 pub(super) fn customised_vm(host: &Host) -> Outcome {
     host.ok(&["base", "create", BASE, "--builtin", "--memory", "128"])?;
     host.ok(&["restore", BASE, "--name", "dev"])?;
-    host.ok(&["app", "install", "dev", "fluid"])?;
+    host.install_fluid("dev")?;
     Ok(())
 }
 

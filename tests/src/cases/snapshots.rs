@@ -44,7 +44,7 @@ pub(super) const CASES: &[Case] = &[
 /// A VM called `web` with an application installed, and a snapshot of it in `snap`.
 fn with_snapshot(host: &Host) -> Outcome<String> {
     host.boot("web", &[])?;
-    host.ok(&["app", "install", "web", "fluid"])?;
+    host.install_fluid("web")?;
     let dir = host.path("snap").to_string_lossy().into_owned();
     host.ok(&["snapshot", "web", &dir])?;
     Ok(dir)
@@ -192,7 +192,7 @@ fn full_disk(host: &Host) -> Outcome {
     fs::create_dir(&small)?;
     crate::namespace::mount_tmpfs(&small, 1 << 20)?;
     host.boot("web", &[])?;
-    host.ok(&["app", "install", "web", "fluid"])?;
+    host.install_fluid("web")?;
     let stderr = host.fails(
         &["snapshot", "web", &small.join("snap").to_string_lossy()],
         1,

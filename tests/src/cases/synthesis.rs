@@ -177,7 +177,7 @@ fn early(host: &Host) -> Outcome {
     host.wait_until(
         "the overlay to be there",
         std::time::Duration::from_secs(30),
-        || (host.status("early").ok()?["overlay"]["complete"] == true).then_some(()),
+        || (host.status("early").ok()?["synthesis"]["complete"] == true).then_some(()),
     )?;
     host.ok(&["call", "early", "verify"])?;
     Ok(())
