@@ -201,20 +201,24 @@ pub fn start(
         child.stdin = Some(stdin);
     }
     let stdout = child.stdout.take().expect("standard output is a pipe");
-    match wait_ready(stdout, progress) {
-        Ok(true) => Ok(Vmm { child, dir }),
+    let error = match wait_ready(stdout, progress) {
+        Ok(true) => return Ok(Vmm { child, dir }),
         Ok(false) => {
             let status = child.wait().map_err(Error::Spawn)?;
-            Err(Error::Died {
+            Error::Died {
                 status,
                 detail: last_words(&dir, status),
-            })
+            }
         }
         Err(error) => {
             child.wait().map_err(Error::Spawn)?;
-            Err(error)
+            error
         }
-    }
+    };
+    // A VM that never ran is told of here and nowhere else. The directory stays where it belongs
+    // to a living VM of the same name.
+    let _ = dir.remove();
+    Err(error)
 }
 
 fn spawn(dir: &VmDir) -> Result<Child, Error> {

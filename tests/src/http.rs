@@ -30,8 +30,9 @@ pub enum Fault {
     StallAt(u64),
     /// Flips the bits of the byte at this file offset, every time.
     FlipAt(u64),
-    /// Gives every answer another ETag, as if the file were replaced all the time.
-    NewEtags,
+    /// Closes the first connection at this file offset and gives every later answer another ETag,
+    /// as if the file had been replaced in between.
+    ReplaceAt(u64),
     /// Answers a range request with the whole file, as a server without ranges may.
     NoRanges,
 }
@@ -197,7 +198,8 @@ fn answer(request: &Request, stream: &mut TcpStream, shared: &Shared) -> io::Res
         }
     };
     let len = file.metadata()?.len();
-    let etag = if fault == Fault::NewEtags { count } else { 0 };
+    let replaced = matches!(fault, Fault::ReplaceAt(_)) && shared.cut_done.load(Ordering::SeqCst);
+    let etag = if replaced { count } else { 0 };
     let (first, end, ranged) = match request.range {
         Some((first, last)) if fault != Fault::NoRanges => (
             first,
@@ -247,7 +249,7 @@ fn send_body(
     file.seek(SeekFrom::Start(first))?;
     let stop_at = match fault {
         Fault::CutAt(at) | Fault::StallAt(at) => at.max(first),
-        Fault::CutOnceAt(at)
+        Fault::CutOnceAt(at) | Fault::ReplaceAt(at)
             if (first..end).contains(&at) && !shared.cut_done.swap(true, Ordering::SeqCst) =>
         {
             at
@@ -341,7 +343,8 @@ mod tests {
         let (_, flipped) = get(&server, "Range: bytes=1000-\r\n");
         assert_eq!(flipped[69_000], !content[70_000]);
         assert_eq!(flipped[..69_000], content[1000..70_000]);
-        server.set_fault(Fault::NewEtags);
+        server.set_fault(Fault::ReplaceAt(500));
+        assert_eq!(get(&server, "").1.len(), 500);
         assert_ne!(get(&server, "").0, get(&server, "").0);
         server.set_fault(Fault::NoRanges);
         assert_eq!(

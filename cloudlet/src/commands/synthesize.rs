@@ -1,9 +1,9 @@
 //! `synthesize`: a VM from its base and an overlay.
 
 use anyhow::{Context, Result, bail};
-use cloudlet::control::{Client, Request};
+use cloudlet::control::{Client, Error, Request};
 use cloudlet::fetch::Location;
-use cloudlet::launch::{OverlaySource, Source};
+use cloudlet::launch::{OverlaySource, Source, Vmm};
 use serde_json::json;
 
 use super::{Host, absolute, existing};
@@ -35,21 +35,35 @@ pub(super) fn synthesize(host: &Host, args: &Synthesize) -> Result<()> {
         stall_secs: args.stall,
         expect: args.expect.clone(),
     });
-    let vmm = host.start(&args.vm, false, "vm", source)?;
-    let name = vmm.dir.name.as_str();
+    let mut vmm = host.start(&args.vm, false, "vm", source)?;
     if args.wait {
-        let mut client = Client::connect(&vmm.dir.control_socket())?;
-        let progress = host.output.progress();
-        let waited = client.call(&Request::WaitComplete, &mut |step, done, total| {
-            progress.show(step, done, total);
-        });
-        progress.finish();
-        waited.with_context(|| format!("the overlay of {name} did not arrive whole"))?;
+        wait_complete(host, &mut vmm)
+            .with_context(|| format!("the overlay of {} did not arrive whole", vmm.dir.name))?;
     }
+    let name = vmm.dir.name.as_str();
     host.output
         .result(&json!({ "name": name, "pid": vmm.child.id() }), || {
             name.to_owned()
         });
+    Ok(())
+}
+
+/// Waits until the VM's overlay is complete. A VM that ends instead has left word why.
+fn wait_complete(host: &Host, vmm: &mut Vmm) -> Result<()> {
+    let progress = host.output.progress();
+    let waited = Client::connect(&vmm.dir.control_socket()).and_then(|mut client| {
+        client.call(&Request::WaitComplete, &mut |step, done, total| {
+            progress.show(step, done, total);
+        })
+    });
+    progress.finish();
+    if let Err(Error::Connect { .. } | Error::Io(_) | Error::Ended) = waited {
+        vmm.wait()?;
+        if let Some(report) = vmm.report() {
+            bail!("{report}");
+        }
+    }
+    waited?;
     Ok(())
 }
 
