@@ -3,7 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`paths`], [`registry`], [`store`] | where things live: directories, VMs by name, base VMs |
-//! | [`image`], [`pages`] | a VM's state as files, and its pages as the delta engine reads them |
+//! | [`image`], [`sparse`], [`pages`] | a VM's state as files, and its pages as the delta engine reads them |
 //! | [`launch`], [`process`], [`control`] | starting a VMM process, being one, talking to one |
 //! | [`fetch`], [`synthesis`] | bytes of an overlay, and the VM they become |
 //! | [`guest`], [`picture`] | talking to the embedded guest |
@@ -21,5 +21,6 @@ pub mod picture;
 pub mod process;
 pub mod registry;
 pub mod serve;
+pub mod sparse;
 pub mod store;
 pub mod synthesis;

@@ -1,12 +1,12 @@
 //! Pages as the delta engine reads them: from an image's files, or from a paused VM.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use cloudlet_overlay::{PAGE_BYTES, PageAt, PageReader, Space};
 
-use crate::image::{self, Image};
+use crate::image::Image;
+use crate::sparse::SparseFile;
+use crate::store::Error;
 
 const PAGE_LEN: u64 = PAGE_BYTES as u64;
 
@@ -27,20 +27,30 @@ impl Image {
 /// The pages in an image's files.
 #[derive(Debug)]
 pub struct ImagePages {
-    memory: File,
-    disks: Vec<File>,
+    memory: SparseFile,
+    disks: Vec<SparseFile>,
 }
 
 impl ImagePages {
     /// Of `image`.
-    pub fn open(image: &Image) -> Result<Self, image::Error> {
+    pub fn open(image: &Image) -> Result<Self, Error> {
+        let sparse = |file| {
+            SparseFile::new(file).map_err(|source| Error::Io {
+                path: image.dir().to_owned(),
+                source,
+            })
+        };
         Ok(Self {
-            memory: image.memory()?,
-            disks: image.disks()?,
+            memory: sparse(image.memory()?)?,
+            disks: image
+                .disks()?
+                .into_iter()
+                .map(sparse)
+                .collect::<Result<_, _>>()?,
         })
     }
 
-    fn file(&self, space: Space) -> io::Result<&File> {
+    fn file(&self, space: Space) -> io::Result<&SparseFile> {
         match space {
             Space::Memory => Some(&self.memory),
             Space::Disk(index) => self.disks.get(usize::from(index)),
@@ -55,24 +65,7 @@ impl PageReader for ImagePages {
     }
 
     fn read_run(&self, first: PageAt, into: &mut [u8]) -> io::Result<()> {
-        let file = self.file(first.space)?;
-        let mut offset = first.page * PAGE_LEN;
-        let mut rest = into;
-        while !rest.is_empty() {
-            match file.read_at(rest, offset) {
-                // A disk whose size is no multiple of a page ends in zeros.
-                Ok(0) => {
-                    rest.fill(0);
-                    return Ok(());
-                }
-                Ok(length) => {
-                    offset += length as u64;
-                    rest = &mut rest[length..];
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        // A disk whose size is no multiple of a page ends in zeros.
+        self.file(first.space)?.read_at(into, first.page * PAGE_LEN)
     }
 }

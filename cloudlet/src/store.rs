@@ -21,6 +21,7 @@ use cloudlet_snapshot::{AtomicDir, AtomicError, AtomicFile, sweep_leftovers};
 
 use crate::image::{self, Image, file, read_limited};
 use crate::pages::ImagePages;
+use crate::sparse::SparseFile;
 
 const MANIFEST: &str = "manifest";
 const HASHES: &str = "hashes";
@@ -198,8 +199,9 @@ fn space_file(space: Space) -> String {
 }
 
 fn hash_file(path: &Path) -> Result<(Digest, u64), Error> {
-    let mut file = File::open(path).map_err(io_error(path))?;
-    Digest::of_reader(&mut file).map_err(io_error(path))
+    let file = File::open(path).and_then(SparseFile::new);
+    file.and_then(|file| Digest::of_reader(&mut file.reader()))
+        .map_err(io_error(path))
 }
 
 /// A tag that may become a file.
