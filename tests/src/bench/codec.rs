@@ -14,6 +14,7 @@ use cloudlet_overlay::{
 };
 use cloudlet_vmm::memory::{PageRun, Ram, RamLayout, RamPage};
 
+use super::pager::{BARE_BULK_IS, bare_bulk};
 use super::{Figure, RUNS_MIN, Sheet};
 use crate::ensure_eq;
 use crate::failure::{Failure, Outcome};
@@ -212,7 +213,7 @@ pub(super) fn run_apply(sheet: &mut Sheet) -> Outcome {
             bytes += applied.0;
             seconds += applied.1;
         }
-        runs.push(rate(bytes, seconds));
+        runs.push((rate(bytes, seconds), bare_bulk()?));
     }
-    sheet.put(&Figure::from_runs("apply.rate", "MB/s", &runs)?)
+    sheet.put(&Figure::beside("apply.rate", "MB/s", &runs, BARE_BULK_IS)?)
 }

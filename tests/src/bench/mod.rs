@@ -8,6 +8,7 @@ mod bare_uffd;
 mod codec;
 mod firecracker;
 mod pager;
+mod synthesis;
 mod vms;
 
 use serde::Serialize;
@@ -43,6 +44,11 @@ pub const BENCHES: &[Bench] = &[
         name: "pager",
         about: "demand faults and bulk placement, beside a bare userfaultfd probe",
         run: pager::run,
+    },
+    Bench {
+        name: "synthesis",
+        about: "first answer and complete overlay over links of 10, 38, 100 Mbit/s and no limit",
+        run: synthesis::run,
     },
     Bench {
         name: "encode",
