@@ -3,7 +3,8 @@
 //!
 //! Every figure is a median of five runs, so the recogniser's 100 MiB database makes the whole
 //! bench take half an hour, most of it at 10 Mbit/s. `BENCH_OBJECT_MIB=N` makes the database
-//! smaller and the bench shorter; its figures are then those of a smaller VM.
+//! smaller and the bench shorter; its figures are then those of a smaller VM. `BENCH_RATES=38,max`
+//! measures at some of the rates only.
 //!
 //! The lower bound is the head and the early segments of the overlay at the link's rate. A link
 //! without a limit has no such bound, and its figures no reference.
@@ -29,8 +30,15 @@ const OBJECT_MIB_VARIABLE: &str = "BENCH_OBJECT_MIB";
 const OBJECT_MIB: u32 = 100;
 /// RAM of the base VM in MiB: the database, and room to build it.
 const MEMORY_MIB: &str = "512";
-/// Link rates in Mbit/s; then one without a limit.
-const RATES: [Option<u32>; 4] = [Some(10), Some(38), Some(100), None];
+/// Which of the rates are measured, if not all.
+const RATES_VARIABLE: &str = "BENCH_RATES";
+/// Link rates by name, in Mbit/s; one has no limit.
+const RATES: [(&str, Option<u32>); 4] = [
+    ("10", Some(10)),
+    ("38", Some(38)),
+    ("100", Some(100)),
+    ("max", None),
+];
 /// Longest wait for anything; 100 MiB take 84 s at 10 Mbit/s.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -75,6 +83,17 @@ fn object_mib() -> Outcome<u32> {
     }
 }
 
+fn rates() -> Outcome<Vec<(&'static str, Option<u32>)>> {
+    let Ok(text) = std::env::var(RATES_VARIABLE) else {
+        return Ok(RATES.to_vec());
+    };
+    let find = |name: &str| {
+        let found = RATES.iter().find(|rate| rate.0 == name).copied();
+        found.ok_or_else(|| Failure::new(format!("{RATES_VARIABLE}={text}: no rate {name:?}")))
+    };
+    text.split(',').map(find).collect()
+}
+
 impl App {
     fn attachment(&self) -> Outcome<&'static [u8]> {
         let Some(number) = self.sample else {
@@ -96,6 +115,7 @@ impl App {
 /// One way of synthesis.
 #[derive(Clone, Copy)]
 struct Way {
+    link: &'static str,
     rate_mbit: Option<u32>,
     early: bool,
 }
@@ -198,11 +218,8 @@ impl Overlaid {
 
     /// Both figures of one way.
     fn measure(&self, way: Way, sheet: &mut Sheet) -> Outcome {
-        let link = way
-            .rate_mbit
-            .map_or_else(|| "max".to_owned(), |rate| rate.to_string());
         let start = if way.early { "early" } else { "full" };
-        let name = format!("synthesis.{}.{link}.{start}", self.app.name);
+        let name = format!("synthesis.{}.{}.{start}", self.app.name, way.link);
         let runs = (0..RUNS_MIN).map(|_| self.synthesise(way));
         let runs = runs.collect::<Outcome<Vec<_>>>()?;
         let first_name = format!("{name}.first_answer");
@@ -235,11 +252,17 @@ fn wait_complete(socket: &Path) -> Outcome {
 
 /// `synthesis`
 pub(super) fn run(sheet: &mut Sheet) -> Outcome {
+    let rates = rates()?;
     for app in apps()? {
         let overlaid = Overlaid::new(app, sheet)?;
-        for rate_mbit in RATES {
+        for &(link, rate_mbit) in &rates {
             for early in [true, false] {
-                overlaid.measure(Way { rate_mbit, early }, sheet)?;
+                let way = Way {
+                    link,
+                    rate_mbit,
+                    early,
+                };
+                overlaid.measure(way, sheet)?;
             }
         }
     }

@@ -60,6 +60,9 @@ fn usage() -> String {
     text.push_str(
         "Firecracker beside `start` and `restore`. BENCH_OBJECT_MIB=N makes the database\n",
     );
-    text.push_str("of `synthesis` smaller than 100 MiB, and the half hour that it takes shorter.");
+    text.push_str(
+        "of `synthesis` smaller than 100 MiB, BENCH_RATES=38,max picks from its rates: all\n",
+    );
+    text.push_str("of it takes half an hour.");
     text
 }
