@@ -97,6 +97,9 @@ pub enum SeccompError {
     /// The kernel refused the signal handler.
     #[error("seccomp: cannot handle SIGSYS")]
     Handler(#[source] std::io::Error),
+    /// malloc did not take its setting: it would open a file on a confined thread.
+    #[error("seccomp: malloc cannot be kept to one arena")]
+    Arena,
     /// SIGSYS could not be unblocked: a violation would kill without a report.
     #[error("seccomp: cannot unblock SIGSYS")]
     Unblock(#[source] std::io::Error),

@@ -39,8 +39,20 @@ pub fn prepare(report: OwnedFd) -> Result<(), SeccompError> {
         return Err(SeccompError::AlreadyPrepared);
     }
     set_handler().map_err(SeccompError::Handler)?;
+    keep_to_one_arena()?;
     REPORT_FD.store(report.into_raw_fd(), Ordering::SeqCst);
     Ok(())
+}
+
+/// Has glibc's malloc serve all threads from its main arena. Before it shrinks any other, it opens
+/// `/proc/sys/vm/overcommit_memory` on whatever thread happens to free (malloc/arena.c,
+/// `check_may_shrink_heap`), and the policies let no thread open a file for that.
+fn keep_to_one_arena() -> Result<(), SeccompError> {
+    // SAFETY: mallopt takes two numbers and no pointers; it is thread-safe (mallopt(3)).
+    match unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } {
+        1 => Ok(()),
+        _ => Err(SeccompError::Arena),
+    }
 }
 
 fn set_handler() -> io::Result<()> {
