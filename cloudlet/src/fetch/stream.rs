@@ -13,6 +13,9 @@ use super::remote::{Http, Lane, Remote, Source};
 use super::retry::Retrier;
 use super::window::{Step, Window};
 
+/// Largest piece that is skipped at once, in bytes.
+const SKIP_BYTES: usize = 64 * 1024;
+
 /// See the module's description. Made by [`Remote::stream`].
 #[derive(Debug)]
 pub struct Stream {
@@ -22,6 +25,8 @@ pub struct Stream {
     window: Window,
     retrier: Retrier,
     discarded: u64,
+    /// Where bytes go that are only received to be skipped; empty until there are some.
+    skipped: Vec<u8>,
 }
 
 impl Stream {
@@ -36,6 +41,7 @@ impl Stream {
             window,
             retrier,
             discarded: 0,
+            skipped: Vec::new(),
         };
         stream.seek_to(position);
         stream
@@ -120,11 +126,13 @@ impl Stream {
             }
             self.set_window()?;
             let skip = self.position.saturating_sub(self.lane.at);
-            let piece = match usize::try_from(skip) {
-                Ok(0) => buf.len(),
-                skip => skip.unwrap_or(usize::MAX).min(buf.len()),
+            let count = if skip == 0 {
+                self.lane.read(context, buf)?
+            } else {
+                self.skipped.resize(SKIP_BYTES, 0);
+                let piece = usize::try_from(skip).unwrap_or(usize::MAX).min(SKIP_BYTES);
+                self.lane.read(context, &mut self.skipped[..piece])?
             };
-            let count = self.lane.read(context, &mut buf[..piece])?;
             if count == 0 {
                 return Err(Cause::Cut);
             }
