@@ -57,6 +57,9 @@ fn rates_hold() {
     }
 }
 
+/// Length of a demand fetch below.
+const PIECE: usize = 200_000;
+
 /// On a slow link, demand fetches overtake the stream, wherever the link is slow.
 #[test]
 fn demand_overtakes_the_stream() {
@@ -88,25 +91,30 @@ fn demand_overtakes_the_stream() {
         let mut stolen = 0;
         for index in 0..5u64 {
             std::thread::sleep(Duration::from_millis(100));
-            let mut bytes = vec![0; 50_000];
-            let offset = 4_000_000 + index * 60_000;
+            let mut bytes = vec![0; PIECE];
+            let offset = 4_000_000 + index * 300_000;
             let start = Instant::now();
             let before = link.received(Kind::Stream);
             demand.read_range(offset, &mut bytes).expect("fetches");
             stolen += link.received(Kind::Stream) - before;
             times.push(start.elapsed());
             let at = usize::try_from(offset).expect("small");
-            assert!(bytes == folder.bytes[at..at + 50_000]);
+            assert!(bytes == folder.bytes[at..at + PIECE]);
         }
         assert!(!background.is_finished());
         link.close();
         background.join().expect("no panic");
         times.sort();
-        // 50 kB need 25 ms. What the stream has in flight at the server's slow end goes before,
+        // 200 kB need 100 ms. What the stream has in flight at the server's slow end goes before,
         // or shares the link with it: that is its window, 64 ms at this rate.
-        assert!(times[2] < Duration::from_millis(150), "{hint}: {times:?}");
-        // At most the grants that were under way, of 5 ms each, or what was read just then.
-        assert!(stolen <= 5 * 66_000, "{hint}: {stolen}");
+        assert!(times[2] < Duration::from_millis(400), "{hint}: {times:?}");
+        // Side by side it would be as much again; it is what was being read when each one began.
+        // Without a rate here, the stream may empty its window before it is counted.
+        let demanded = link.received(Kind::Demand);
+        assert!(
+            own.is_none() || stolen * 4 < demanded,
+            "{hint}: {stolen} beside {demanded}"
+        );
     }
 }
 
