@@ -1,6 +1,6 @@
 //! The benches as a program: `bench NAME... [--json]`, where NAME may be `all`.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use cloudlet_tests::bench::{BENCHES, Bench, Sheet};
 
@@ -24,6 +24,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Err(message) = build_program() {
+        eprintln!("bench: {message}");
+        return ExitCode::FAILURE;
+    }
     let mut sheet = Sheet::new(json);
     let mut code = ExitCode::SUCCESS;
     for bench in benches {
@@ -33,6 +37,38 @@ fn main() -> ExitCode {
         }
     }
     code
+}
+
+/// Run by cargo, the benches have cargo build the program that they measure, which lies beside them:
+/// an old one would give old figures.
+fn build_program() -> Result<(), String> {
+    let Some(cargo) = std::env::var_os("CARGO") else {
+        return Ok(());
+    };
+    if std::env::var_os("CLOUDLET_BIN").is_some() {
+        return Ok(());
+    }
+    let profile = if cfg!(debug_assertions) {
+        "dev"
+    } else {
+        "release"
+    };
+    let status = Command::new(cargo)
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "cloudlet",
+            "--profile",
+            profile,
+        ])
+        .status()
+        .map_err(|error| format!("cargo cannot be run: {error}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err("cloudlet does not build".to_owned())
+    }
 }
 
 fn pick(names: &[String]) -> Result<Vec<&'static Bench>, String> {
