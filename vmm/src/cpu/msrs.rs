@@ -79,13 +79,24 @@ pub enum MsrError {
 /// KVM refuses its list.
 pub fn index_list(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
     let list = kvm.get_msr_index_list().map_err(MsrError::List)?;
-    let mut indices: Vec<u32> = list.as_slice().to_vec();
+    let mut indices: Vec<u32> = list
+        .as_slice()
+        .iter()
+        .copied()
+        .filter(|index| !is_hyperv(*index))
+        .collect();
     for index in MTRRS {
         if !indices.contains(&index) {
             indices.push(index);
         }
     }
     Ok(indices)
+}
+
+/// Synthetic registers of Hyper-V, which no guest of ours is offered (its CPUID leaves are KVM's):
+/// they hold nothing, and one of them is a clock that runs on while the VM stands still.
+fn is_hyperv(index: u32) -> bool {
+    matches!(index, 0x4000_0000..=0x4000_01ff)
 }
 
 /// Registers whose refusal changes nothing: those that a guest cannot write to either way, and
