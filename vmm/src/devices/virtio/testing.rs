@@ -173,11 +173,7 @@ impl Driver {
                 available_index: 0,
                 used_index: 0,
             };
-            for part in (0..0x10000).step_by(8) {
-                self.guest
-                    .write_obj(0_u64, GuestAddress(base + part))
-                    .unwrap();
-            }
+            self.put(base, &[0; 0x10000]);
             self.set_up_queue(index, &queue);
             self.queues.push(queue);
         }
