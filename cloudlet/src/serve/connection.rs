@@ -195,9 +195,10 @@ impl<'a> Session<'a> {
                     }
                 }
             }
-            self.transport.write_all(chunk)?;
             let granted = u64::try_from(granted).unwrap_or(0);
+            // Before they are written, so that no client has bytes that are not counted yet.
             self.shared.sent.fetch_add(granted, Ordering::Relaxed);
+            self.transport.write_all(chunk)?;
             at += granted;
         }
         Ok(())

@@ -231,7 +231,7 @@ impl Server {
         format!("{scheme}://{address}/{}", path.trim_start_matches('/'))
     }
 
-    /// Bytes of bodies sent so far.
+    /// Bytes of bodies sent so far, those being written included.
     pub fn sent(&self) -> u64 {
         self.shared.sent.load(Ordering::Relaxed)
     }

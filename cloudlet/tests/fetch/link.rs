@@ -36,24 +36,22 @@ fn rates_hold() {
     };
     let (slow_server, fast_server) = (shaped(10.0), shaped(40.0));
     let file = Location::from(folder.file());
-    for (slow, fast) in [
-        (
-            time_to_read(&http(&server), rate(10.0)),
-            time_to_read(&http(&server), rate(40.0)),
-        ),
-        (
-            time_to_read(&file, rate(10.0)),
-            time_to_read(&file, rate(40.0)),
-        ),
-        (
-            time_to_read(&http(&slow_server), None),
-            time_to_read(&http(&fast_server), None),
-        ),
+    for (location, own, ideal_ms) in [
+        (http(&server), rate(10.0), 800),
+        (http(&server), rate(40.0), 200),
+        (file.clone(), rate(10.0), 800),
+        (file, rate(40.0), 200),
+        (http(&slow_server), None, 800),
+        (http(&fast_server), None, 200),
     ] {
-        // 800 ms and 200 ms, less what a burst and the buffers hold.
-        assert!((700..1600).contains(&slow.as_millis()), "{slow:?}");
-        let ratio = slow.as_secs_f64() / fast.as_secs_f64();
-        assert!((2.0..6.0).contains(&ratio), "{slow:?} / {fast:?}");
+        // Never faster, but for a burst and what the buffers hold; and as fast as that, unless
+        // the machine has something else to do.
+        let as_fast = (0..5).any(|_| {
+            let took = time_to_read(&location, own).as_millis();
+            assert!(took * 4 > ideal_ms * 3, "{location} {own:?}: {took} ms");
+            took * 2 < ideal_ms * 3
+        });
+        assert!(as_fast, "{location} {own:?} is slower than {ideal_ms} ms");
     }
 }
 
