@@ -4,9 +4,9 @@
 //! standard input, however it comes about, ends the VM.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,9 @@ use crate::registry::{self, VmDir};
 
 /// The subcommand that makes this program a VMM process.
 pub const VMM_COMMAND: &str = "vmm-process";
+
+/// Most bytes shown of what a VMM process left in its report or log.
+const WORDS_LEN_MAX: u64 = 64 << 10;
 
 /// What a VMM process is to be.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -176,13 +179,21 @@ impl Vmm {
 /// The report in `dir`, in words.
 #[must_use]
 pub fn read_report(dir: &VmDir) -> Option<String> {
-    let text = std::fs::read_to_string(dir.report()).ok()?;
+    let text = read_words(&dir.report());
+    (!text.is_empty()).then_some(text)
+}
+
+/// What a VMM process left in a file. It may have been taken over before it wrote that, and the
+/// words go to a terminal: so many bytes and no control characters.
+fn read_words(path: &Path) -> String {
+    let mut bytes = Vec::new();
+    // What cannot be read was not said.
+    let _ = File::open(path).and_then(|file| file.take(WORDS_LEN_MAX).read_to_end(&mut bytes));
+    let text = String::from_utf8_lossy(&bytes);
     let text = text.trim();
-    if text.is_empty() {
-        None
-    } else {
-        Some(text.to_owned())
-    }
+    text.chars()
+        .map(|c| if c.is_control() && c != '\n' { '?' } else { c })
+        .collect()
 }
 
 /// Starts the VMM process for `spec` and waits until its VM runs.
@@ -261,10 +272,26 @@ fn last_words(dir: &VmDir, status: ExitStatus) -> String {
     if let Some(report) = read_report(dir) {
         return format!(": {report}");
     }
-    let log = std::fs::read_to_string(dir.log()).unwrap_or_default();
-    match (log.trim().lines().last(), status.signal()) {
+    let log = read_words(&dir.log());
+    match (log.lines().last(), status.signal()) {
         (Some(line), _) => format!(": {line}"),
         (None, Some(signal)) => format!(": killed by signal {signal}"),
         (None, None) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_cannot_steer_the_terminal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report");
+        std::fs::write(&path, b"\x1b[2Jtwo\nlines\xff\x07\n").unwrap();
+        assert_eq!(read_words(&path), "?[2Jtwo\nlines\u{fffd}?");
+        std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
+        assert_eq!(read_words(&path).len(), 64 << 10);
+        assert_eq!(read_words(&dir.path().join("none")), "");
     }
 }
