@@ -167,10 +167,10 @@ impl Host {
         Ok(pid)
     }
 
-    /// Installs `fluid` in a VM with little to simulate: 2 MB of live state.
+    /// Installs `fluid` in a VM with 2 MB of live state and little to compute, for lane 2 is slow.
     #[track_caller]
     pub fn install_fluid(&self, name: &str) -> Outcome {
-        let params = "tanks=16 particles=3000";
+        let params = "tanks=16 particles=3000 warmup=0 rate_hz=1";
         self.ok(&["app", "install", name, "fluid", "--params", params])
             .map(drop)
     }

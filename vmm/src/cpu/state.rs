@@ -95,6 +95,15 @@ impl VcpuCaps {
     }
 }
 
+/// Types of a 64-bit task-state segment (AMD APM volume 2, table 4-6).
+///
+/// KVM on SVM says of every task register that it is busy, whatever the hardware holds after the
+/// guest's `ltr` (`svm_get_segment` in linux `arch/x86/kvm/svm/svm.c`), and puts back what it is
+/// given. VMX demands a busy one; SVM takes both, but an emulated SVM (QEMU's) grants port I/O by
+/// the permission bitmap for an available one only, which is what it holds itself.
+const TSS_64_AVAILABLE: u8 = 9;
+const TSS_64_BUSY: u8 = 11;
+
 /// The page-directory pointers of 32-bit PAE paging, which hardware holds in registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pdptrs {
@@ -225,17 +234,29 @@ impl VcpuState {
     }
 
     fn restore_sregs(&self, vcpu: &VcpuFd, cpu: u8, caps: &VcpuCaps) -> Result<(), CpuError> {
+        let mut sregs = self.sregs;
+        if has_svm_states() && sregs.tr.type_ == TSS_64_BUSY {
+            sregs.tr.type_ = TSS_64_AVAILABLE;
+        }
         // Without pointers, KVM_SET_SREGS makes KVM read them from guest memory, which is what
         // the guest's own load of CR3 did.
         match &self.pdptrs {
-            Some(pdptrs) if caps.sregs2 => set_sregs2(vcpu, cpu, &self.sregs, pdptrs),
-            _ => vcpu.set_sregs(&self.sregs).map_err(|source| CpuError::Kvm {
+            Some(pdptrs) if caps.sregs2 => set_sregs2(vcpu, cpu, &sregs, pdptrs),
+            _ => vcpu.set_sregs(&sregs).map_err(|source| CpuError::Kvm {
                 call: "KVM_SET_SREGS",
                 cpu,
                 source,
             }),
         }
     }
+}
+
+/// Whether this host's hardware virtualisation is AMD's, by the CPU's vendor (AMD APM volume 3,
+/// CPUID function 0).
+fn has_svm_states() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+    matches!(vendor.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
 }
 
 fn absent(cpu: u8, what: &str) -> CpuError {
