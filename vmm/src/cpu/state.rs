@@ -157,7 +157,12 @@ impl VcpuState {
         let kvm = |call| move |source| CpuError::Kvm { call, cpu, source };
         let mp_state = vcpu.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?;
         let regs = vcpu.get_regs().map_err(kvm("KVM_GET_REGS"))?;
-        let sregs = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
+        let mut sregs = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
+        // A loaded task register is busy by architecture. Saved states say so whatever this host
+        // was given to restore, so that they are alike everywhere and VMX takes them.
+        if sregs.tr.type_ == TSS_64_AVAILABLE {
+            sregs.tr.type_ = TSS_64_BUSY;
+        }
         let pdptrs = if caps.sregs2 {
             Some(get_pdptrs(vcpu, cpu)?)
         } else {
