@@ -101,6 +101,7 @@ fn run_one(name: &str, lane: Lane) -> Outcome {
 /// Runs the cases that were asked for; whether none failed.
 fn run_all(options: &Options) -> Outcome<bool> {
     process::adopt_orphans()?;
+    let _held = options.lane.hold()?;
     let (mut passed, mut failed, mut skipped) = (0_u32, 0_u32, 0_u32);
     for case in runner::select(cases::all(), &options.patterns)? {
         let lane = options.lane.number().to_string();
