@@ -19,11 +19,9 @@ use crate::process::Process;
 /// Runs of each figure; they are short.
 const RUNS: usize = 11;
 const LIMIT: Duration = Duration::from_secs(20);
-/// What is asked of a restored guest.
-pub(super) const REQUEST: &str = "frame 0";
-/// What is asked where the way to the guest is measured: a picture as small as they come, since
-/// the guest paints for 12 ms on one of the usual size.
-const SMALL_REQUEST: &str = "frame 0 64 64";
+/// What is asked of a restored guest: the smallest of pictures, since the guest paints for 12 ms on
+/// one of the usual size.
+const REQUEST: &str = "frame 0 64 64";
 
 pub(super) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
@@ -159,7 +157,7 @@ pub(super) fn install_fluid(socket: &Path) -> Outcome {
 pub(super) fn ask(socket: &Path) -> Outcome {
     let stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(LIMIT))?;
-    Client::connect(stream, protocol::PORT)?.call(SMALL_REQUEST, &[])?;
+    Client::connect(stream, protocol::PORT)?.call(REQUEST, &[])?;
     Ok(())
 }
 
