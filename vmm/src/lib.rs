@@ -6,6 +6,7 @@ pub mod config;
 pub mod cpu;
 pub mod devices;
 pub mod exit;
+pub mod footprint;
 pub mod machine;
 pub mod memory;
 pub mod seccomp;
