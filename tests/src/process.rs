@@ -9,10 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
 use crate::failure::{Failure, Outcome};
 
-/// A pause between two looks at something that cannot be waited for.
-const POLL: Duration = Duration::from_millis(5);
 /// Output kept of one stream; a process that writes more is cut off, not the machine's memory.
 const OUTPUT_LEN_MAX: usize = 16 << 20;
 
@@ -75,18 +77,9 @@ impl Captured {
         }
     }
 
+    /// Waits for the end of the stream.
     fn ended(&self, timeout: Duration) {
-        let deadline = Instant::now() + timeout;
-        while !self
-            .0
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .ended
-            && Instant::now() < deadline
-        {
-            thread::sleep(POLL);
-        }
+        self.wait(timeout, |_| false);
     }
 }
 
@@ -171,23 +164,17 @@ impl Process {
 
     /// Waits for the end, or kills the process group and fails when `timeout` has passed.
     pub fn wait(mut self, timeout: Duration) -> Outcome<Finished> {
-        let deadline = Instant::now() + timeout;
-        let status = loop {
-            if let Some(status) = self.child.try_wait()? {
-                break status;
-            }
-            if Instant::now() >= deadline {
-                kill_group(self.child.id());
-                self.child.wait()?;
-                return Err(Failure::new(format!(
-                    "{}: not finished after {timeout:?}\nstdout: {}\nstderr: {}",
-                    self.what,
-                    self.stdout.text(),
-                    self.stderr.text()
-                )));
-            }
-            thread::sleep(POLL);
-        };
+        if !ends_within(&self.child, timeout)? {
+            kill_group(self.child.id());
+            self.child.wait()?;
+            return Err(Failure::new(format!(
+                "{}: not finished after {timeout:?}\nstdout: {}\nstderr: {}",
+                self.what,
+                self.stdout.text(),
+                self.stderr.text()
+            )));
+        }
+        let status = self.child.wait()?;
         let took = self.started.elapsed();
         // A VM that lives on may hold the other end of the pipes: what is there now is enough.
         self.stdout.ended(Duration::from_millis(200));
@@ -204,6 +191,21 @@ impl Process {
     /// Sends `signal` to the process alone.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         signal_pid(self.child.id(), signal)
+    }
+}
+
+/// Whether the process ends before `timeout` has passed; wakes at once when it does.
+fn ends_within(child: &Child, timeout: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + timeout;
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

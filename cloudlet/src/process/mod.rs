@@ -22,7 +22,6 @@ use std::io::{self, BufRead, Write};
 use std::sync::{Arc, Mutex};
 
 use cloudlet_vmm::exit::ExitReason;
-use cloudlet_vmm::footprint;
 use cloudlet_vmm::machine::Machine;
 use cloudlet_vmm::seccomp;
 use cloudlet_vmm::threads::{ThreadHook, ThreadKind, no_hook};
@@ -106,7 +105,6 @@ fn start() -> Result<Process, Failure> {
     machine
         .event_manager()
         .add_subscriber(Box::new(Arc::clone(&lifeline)));
-    footprint::release_start_code();
     machine.start(&hook)?;
     hook(ThreadKind::Control)?;
     let ops = Ops::new(about, console, server, lifeline, arrival);

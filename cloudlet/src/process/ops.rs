@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cloudlet_vmm::exit::ExitReason;
+use cloudlet_vmm::footprint;
 use cloudlet_vmm::machine::Machine;
 use serde_json::{Value, json};
 
@@ -83,6 +84,7 @@ impl Ops {
             machine.resume()?;
         }
         say(&Event::Ready);
+        footprint::release_start_code();
         loop {
             if let Some(reason) = self.turn(machine)? {
                 return Ok(reason);
