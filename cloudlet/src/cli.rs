@@ -313,7 +313,7 @@ pub(crate) struct OverlayCreate {
     #[arg(long, value_name = "VM")]
     pub(crate) from: String,
     /// zstd level
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    #[arg(long, default_value_t = cloudlet_overlay::LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=19))]
     pub(crate) level: i32,
     /// Write over an existing file
     #[arg(long)]

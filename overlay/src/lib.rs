@@ -31,7 +31,9 @@ pub mod verify;
 pub use base_hashes::BaseHashes;
 pub use decode::{DecodedSegment, SegmentDecoder, decode_state};
 pub use digest::{BaseId, Digest, OverlayId};
-pub use encode::{BaseContent, DeltaSpec, EncodeError, Options, Progress, Summary, encode};
+pub use encode::{
+    BaseContent, DeltaSpec, EncodeError, LEVEL_DEFAULT, Options, Progress, Summary, encode,
+};
 pub use format::{
     Codec, FormatError, Index, PREFIX_BYTES, PageContent, Place, Prefix, Run, RunSource, Segment,
     SegmentId, TRAILER_BYTES, check_trailer,

@@ -30,6 +30,9 @@ use plan::Plan;
 
 /// zstd levels that are accepted. Beyond 9 encoding slows down a lot and gains a few percent.
 pub const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
+/// The level that overlays get. On the memory of a feature database it gives 67.0 MB where level 3
+/// gives 66.2, and decodes at 910 MB/s where that decodes at 590.
+pub const LEVEL_DEFAULT: i32 = 1;
 
 /// What to encode.
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +65,7 @@ pub struct BaseContent<'a> {
 /// How to encode.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// zstd level, one of [`LEVELS`]. The default is 1: on the memory of a feature database it gives
-    /// 67.0 MB where level 3 gives 66.2, and decodes at 910 MB/s where that decodes at 590.
+    /// zstd level, one of [`LEVELS`]; [`LEVEL_DEFAULT`] unless told.
     pub level: i32,
     /// Number of threads; 0 for one a core.
     pub threads: usize,
@@ -72,7 +74,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            level: 1,
+            level: LEVEL_DEFAULT,
             threads: 0,
         }
     }

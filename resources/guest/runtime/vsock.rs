@@ -201,20 +201,14 @@ impl Vsock {
     /// Does what the device has for us. True if there was anything.
     pub fn poll(&mut self, listener: &mut dyn Listener) -> bool {
         self.device.acknowledge();
-        let mut busy = false;
-        while self.events.pop().is_some() {
-            busy = true;
-            // SAFETY: the device is done with the buffer; it wrote it, hence volatile.
-            let event = unsafe { self.event_buffer.as_ptr().cast::<u32>().read_volatile() };
-            if event == EVENT_TRANSPORT_RESET {
-                self.transport_reset(listener);
-            }
-            self.post_event();
-        }
+        let mut busy = self.take_events(listener);
         self.reap();
         let mut reposted = false;
         while let Some((head, len)) = self.rx.pop() {
             busy = true;
+            // A device that moved says so before it passes on a connection of its new place. The
+            // event may have come since the look above, and would end that connection.
+            self.take_events(listener);
             let slot = self.rx_slots[usize::from(head)];
             let len = len.min(BUFFER);
             // SAFETY: the device is done with the buffer until it is posted again.
@@ -228,6 +222,21 @@ impl Vsock {
             self.rx.kick();
         }
         self.flush();
+        busy
+    }
+
+    /// Does what the event queue says. True if it said anything.
+    fn take_events(&mut self, listener: &mut dyn Listener) -> bool {
+        let mut busy = false;
+        while self.events.pop().is_some() {
+            busy = true;
+            // SAFETY: the device is done with the buffer; it wrote it, hence volatile.
+            let event = unsafe { self.event_buffer.as_ptr().cast::<u32>().read_volatile() };
+            if event == EVENT_TRANSPORT_RESET {
+                self.transport_reset(listener);
+            }
+            self.post_event();
+        }
         busy
     }
 

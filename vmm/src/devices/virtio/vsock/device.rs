@@ -440,6 +440,12 @@ impl Vsock {
 
     /// Sends what waits, while the driver has buffers.
     pub(super) fn send(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        // The driver drops the connections that it has when it hears of the new place, so it hears
+        // of that first.
+        self.send_event(io)?;
+        if self.transport_reset {
+            return Ok(());
+        }
         let mut chain = std::mem::take(&mut self.rx);
         let result = self
             .send_into(io, &mut chain)
@@ -535,7 +541,7 @@ impl Vsock {
     }
 
     /// Tells the driver that all its connections are gone, once it has a buffer for that.
-    pub(super) fn send_event(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+    fn send_event(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
         if !self.transport_reset {
             return Ok(());
         }

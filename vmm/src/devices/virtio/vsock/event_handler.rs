@@ -45,13 +45,12 @@ impl VirtioDevice for Vsock {
         self.listen()
             .map_err(DeviceError::host("watching the vsock socket"))?;
         match queue {
-            EVENT_QUEUE => return self.send_event(io),
             TX_QUEUE => {
                 if !self.receive(io)? || io.enable_kicks(TX_QUEUE)? {
                     io.come_back(TX_QUEUE);
                 }
             }
-            RX_QUEUE => {}
+            RX_QUEUE | EVENT_QUEUE => {}
             _ => return Ok(()),
         }
         self.send(io)

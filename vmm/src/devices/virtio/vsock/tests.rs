@@ -477,7 +477,6 @@ fn a_reset_drops_connections_and_the_device_serves_on() {
 fn restore_tells_the_guest_that_connections_are_gone() {
     let mut guest = Guest::new();
     let (_stream, to_host) = guest.connected();
-    guest.driver.post(2, &[(TX_BUFFER + 4096, 8, true)]);
     guest.driver.transport.pause();
     let state = guest.driver.transport.save();
     let dir = tempfile::tempdir().unwrap();
@@ -496,6 +495,13 @@ fn restore_tells_the_guest_that_connections_are_gone() {
     guest.driver.turn();
     assert!(guest.driver.used(2).is_none());
     guest.driver.transport.resume();
+    guest.turn();
+    assert!(
+        guest.inbox.is_empty(),
+        "a connection of the new place came before the news of the place"
+    );
+    guest.driver.post(2, &[(TX_BUFFER + 4096, 8, true)]);
+    guest.driver.kick_and_turn(2);
     guest.turn();
     assert_eq!(guest.driver.used(2).unwrap().1, 4);
     assert_eq!(guest.driver.bytes(TX_BUFFER + 4096, 4), [0; 4]);
