@@ -13,6 +13,7 @@ use cloudlet::paths::Paths;
 use cloudlet::serve::{ServeOptions, Server};
 use cloudlet::store::{Base, Store};
 use cloudlet::synthesis;
+use cloudlet_overlay::LEVEL_DEFAULT;
 use serde_json::{Value, json};
 
 use super::output::{Output, megabytes, table};
@@ -27,6 +28,8 @@ const DISK_LEN: u64 = 64 << 20;
 const SAMPLE: usize = 0;
 /// The tank whose frame is shown.
 const FRAME: &str = "frame 3 640 480";
+/// How that tank is used before: its liquid falls for a while.
+const STIR: &str = "advance 3 60";
 
 pub(super) fn demo(host: &Host, args: &Demo) -> Result<()> {
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
@@ -160,7 +163,7 @@ impl DemoHost {
         };
         self.run_app(
             AppName::Object,
-            &format!("mib={database}"),
+            [&format!("mib={database}"), ""],
             &request,
             &mut |vsock, _| {
                 let (right, count) = recognise_all(vsock)?;
@@ -174,20 +177,26 @@ impl DemoHost {
             text: FRAME.into(),
             attachment: Vec::new(),
         };
-        self.run_app(AppName::Fluid, "", &request, &mut |vsock, before| {
-            let after = guest::call(vsock, &request)?;
-            app::save(&out.join("before.png"), &before.text, &before.blob)?;
-            app::save(&out.join("after.png"), &after.text, &after.blob)?;
-            Ok(None)
-        })
+        self.run_app(
+            AppName::Fluid,
+            ["", STIR],
+            &request,
+            &mut |vsock, before| {
+                let after = guest::call(vsock, &request)?;
+                app::save(&out.join("before.png"), &before.text, &before.blob)?;
+                app::save(&out.join("after.png"), &after.text, &after.blob)?;
+                Ok(None)
+            },
+        )
     }
 
     /// Customises a VM of the base, makes its overlay, and synthesises it again, with early start
-    /// and without. `look` is shown the synthesised VM and the original's answer.
+    /// and without. The application gets `params`, and the request `use_it` before the overlay is
+    /// made, if that is not empty. `look` is shown the synthesised VM and the original's answer.
     fn run_app(
         &self,
         name: AppName,
-        params: &str,
+        [params, use_it]: [&str; 2],
         request: &AppRequest,
         look: &mut dyn FnMut(&Path, &Answer) -> Result<Option<f64>>,
     ) -> Result<Measured> {
@@ -202,11 +211,18 @@ impl DemoHost {
         let said = app::install(&self.host, &install)?;
         let install = start.elapsed();
         self.say(&format!("installed {name:?} in {}: {said}", in_ms(install)));
+        if !use_it.is_empty() {
+            let used = AppRequest {
+                text: use_it.into(),
+                attachment: Vec::new(),
+            };
+            guest::call(&original.dir.vsock_socket(), &used)?;
+        }
         let answer = guest::call(&original.dir.vsock_socket(), request)?;
 
         let start = Instant::now();
         let file = self.dir.join("app.overlay");
-        let summary = overlay::encode(&self.host, "original", &file, Some(request), 3)?;
+        let summary = overlay::encode(&self.host, "original", &file, Some(request), LEVEL_DEFAULT)?;
         let encode = start.elapsed();
         let overlay_bytes = summary["bytes"].as_u64().unwrap_or(0);
         self.say(&format!(

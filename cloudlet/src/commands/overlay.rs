@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use cloudlet::control::{Client, Request, SpacePage};
 use cloudlet::guest::{self, AppRequest};
-use cloudlet::launch::{OverlaySource, Source};
+use cloudlet::launch::{self, OverlaySource, Source};
 use serde_json::{Value, json};
 
 use super::output::{megabytes, table};
@@ -121,6 +121,10 @@ fn rehearse(
             let result =
                 Client::connect(&rehearsal.dir.control_socket())?.ask(&Request::FirstTouch)?;
             Ok(serde_json::from_value(result["pages"].clone())?)
+        })
+        .map_err(|error| match launch::read_report(&rehearsal.dir) {
+            Some(end) => error.context(format!("the copy of the VM ended: {end}")),
+            None => error,
         });
     vm::stop_quietly(&rehearsal.dir)?;
     touched
