@@ -26,7 +26,7 @@ const RESETS_MAX: usize = 256;
 /// Packets in each direction before the event loop gets its turn.
 const PACKETS_A_TURN_MAX: u32 = 256;
 /// First port of those that stand for host programs in the guest's eyes.
-const FIRST_HOST_PORT: u32 = 1 << 30;
+pub(super) const FIRST_HOST_PORT: u32 = 1 << 30;
 /// Epoll data of the listening socket; no connection has it, slots being few.
 const LISTENER: u64 = u64::MAX;
 /// Socket events taken at once.
@@ -57,7 +57,7 @@ pub struct Vsock {
     /// Slots with something to send; an entry whose connection is not `listed` is void.
     senders: VecDeque<usize>,
     resets: VecDeque<Header>,
-    next_host_port: u32,
+    pub(super) next_host_port: u32,
     next_generation: u32,
     rx: Chain,
     tx: Chain,

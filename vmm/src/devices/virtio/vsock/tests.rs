@@ -510,7 +510,12 @@ fn restore_tells_the_guest_that_connections_are_gone() {
         3,
         "the context id is the saved one"
     );
-    assert_eq!(guest.expect(op::REQUEST).dst_port, PORT);
+    let request = guest.expect(op::REQUEST);
+    assert_eq!(request.dst_port, PORT);
+    assert_ne!(
+        request.src_port, to_host.dst_port,
+        "what the old connection left in the queues would meet the new one"
+    );
     guest.transmit(
         &Header {
             op: op::RW,
