@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// The VMM process itself; started by the other commands
     #[command(name = cloudlet::launch::VMM_COMMAND, hide = true)]
     VmmProcess,
+    /// Removes the directory of a command that was killed; started by the command
+    #[command(name = crate::commands::SWEEP_COMMAND, hide = true)]
+    SweepProcess,
 }
 
 const RUN_HELP: &str = "\

@@ -17,6 +17,7 @@ use cloudlet_overlay::LEVEL_DEFAULT;
 use serde_json::{Value, json};
 
 use super::output::{Output, megabytes, table};
+use super::scratch::Scratch;
 use super::{Host, app, base, overlay, vm};
 use crate::cli::{AppInstall, AppName, Demo, NewVm};
 
@@ -33,9 +34,7 @@ const STIR: &str = "advance 3 60";
 
 pub(super) fn demo(host: &Host, args: &Demo) -> Result<()> {
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
-    let dir = tempfile::Builder::new()
-        .prefix("cloudlet-demo-")
-        .tempdir()?;
+    let dir = Scratch::new(&std::env::temp_dir(), "cloudlet-demo-")?;
     let demo = DemoHost {
         host: Host {
             paths: Paths::below(dir.path()),

@@ -7,6 +7,7 @@ mod demo;
 mod output;
 mod overlay;
 mod run;
+mod scratch;
 mod serve;
 mod snapshot;
 mod synthesize;
@@ -25,11 +26,16 @@ use serde_json::Value;
 
 use crate::cli::{Cli, Command, NewVm};
 use output::Output;
+pub(crate) use scratch::SWEEP_COMMAND;
 
 /// Does what `cli` says; the code is the process's.
 pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
     if matches!(cli.command, Command::VmmProcess) {
         cloudlet::process::main();
+    }
+    if matches!(cli.command, Command::SweepProcess) {
+        scratch::sweep()?;
+        return Ok(ExitCode::SUCCESS);
     }
     if let Command::Completions { shell } = cli.command {
         clap_complete::generate(
@@ -61,7 +67,7 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Call(args) => app::call(&context, args)?,
         Command::Serve(args) => serve::serve(&context, args)?,
         Command::Demo(args) => demo::demo(&context, args)?,
-        Command::Completions { .. } | Command::VmmProcess => {}
+        Command::Completions { .. } | Command::VmmProcess | Command::SweepProcess => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ use cloudlet::launch::{self, OverlaySource, Source};
 use serde_json::{Value, json};
 
 use super::output::{megabytes, table};
+use super::scratch::Scratch;
 use super::{Host, absolute, app, vm};
 use crate::cli::{NewVm, Overlay, OverlayCreate};
 
@@ -93,9 +94,7 @@ fn rehearse(
     out: &Path,
     request: &AppRequest,
 ) -> Result<Vec<SpacePage>> {
-    let dir = tempfile::Builder::new()
-        .prefix(".rehearsal-")
-        .tempdir_in(out.parent().unwrap_or(Path::new("/")))
+    let dir = Scratch::new(out.parent().unwrap_or(Path::new("/")), ".rehearsal-")
         .context("no room beside the overlay for the rehearsal")?;
     let unordered = dir.path().join("unordered");
     write(host, client, &unordered, Vec::new(), 1)?;
@@ -114,7 +113,7 @@ fn rehearse(
         paused: false,
         no_seccomp: false,
     };
-    let rehearsal = host.start(&options, false, "rehearsal", source)?;
+    let rehearsal = host.start(&options, true, "rehearsal", source)?;
     let touched = guest::call(&rehearsal.dir.vsock_socket(), request)
         .map_err(anyhow::Error::from)
         .and_then(|_| {

@@ -130,11 +130,12 @@ impl Process {
             Err(error) => ExitReason::host_error(error.as_ref()),
         };
         self.ops.end(&mut self.machine, &reason);
-        if !matches!(reason, ExitReason::Stopped | ExitReason::Shutdown) {
-            write_report(&self.report, &reason);
-        } else if !self.spec.attached {
+        let expected = matches!(reason, ExitReason::Stopped | ExitReason::Shutdown);
+        if self.ops.is_orphan() || (expected && !self.spec.attached) {
             // What cannot be removed is cleared by the next VM of the name.
             let _ = self.lock.leave_nothing();
+        } else if !expected {
+            write_report(&self.report, &reason);
         }
         // Threads that wait for a page that will not come are not waited for.
         std::process::exit(i32::from(reason.code()));

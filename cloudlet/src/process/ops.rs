@@ -140,10 +140,16 @@ impl Ops {
             }
         }
         self.serve_waiting(machine);
-        if self.stop || lock(&self.lifeline).is_cut() {
+        if self.stop || self.is_orphan() {
             return Ok(Some(ExitReason::Stopped));
         }
         Ok(exit)
+    }
+
+    /// Whether the parent that the VM was to live with is gone; nobody else looks after what it
+    /// leaves.
+    pub(super) fn is_orphan(&self) -> bool {
+        lock(&self.lifeline).is_cut()
     }
 
     fn is_complete(&self) -> bool {

@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use super::{Case, Needs};
 use crate::failure::{Failure, Outcome};
 use crate::host::Host;
+use crate::process::Process;
 use crate::{ensure, ensure_eq};
 
 pub(super) const CASES: &[Case] = &[
@@ -23,6 +26,11 @@ pub(super) const CASES: &[Case] = &[
         name: "requests_that_make_no_sense_are_refused",
         run: nonsense,
         needs: Needs::GUEST,
+    },
+    Case {
+        name: "an_interrupted_demo_leaves_nothing",
+        run: interrupted_demo,
+        needs: Needs::GUEST.with_memory_mib(1024),
     },
 ];
 
@@ -44,7 +52,7 @@ fn fluid(host: &Host) -> Outcome {
     host.ok(&["call", "web", "poke", "0", "0.5", "0.5", "1.0"])?;
     host.wait_until(
         "another frame after a poke",
-        std::time::Duration::from_secs(10),
+        Duration::from_secs(10),
         || {
             host.ok(&[
                 "call",
@@ -117,5 +125,25 @@ fn nonsense(host: &Host) -> Outcome {
     }
     host.fails(&["app", "install", "web", "no-such-app"], 2)?;
     host.ok(&["call", "web", "verify"])?;
+    Ok(())
+}
+
+fn interrupted_demo(host: &Host) -> Outcome {
+    let temporary = host.path("tmp");
+    fs::create_dir(&temporary)?;
+    for signal in [libc::SIGINT, libc::SIGKILL] {
+        let mut command = host.command(&["demo", "--database", "1"]);
+        let demo = Process::spawn(command.env("TMPDIR", &temporary), Stdio::null())?;
+        demo.wait_for_output("published", host.limit(Duration::from_secs(20)))?;
+        ensure!(
+            fs::read_dir(&temporary)?.count() > 0,
+            "the demo works somewhere else than in TMPDIR"
+        );
+        demo.signal(signal)?;
+        host.wait_until("the end of all processes", Duration::from_secs(10), || {
+            host.processes().is_empty().then_some(())
+        })?;
+        ensure_eq!(fs::read_dir(&temporary)?.count(), 0, "directories left");
+    }
     Ok(())
 }

@@ -225,7 +225,9 @@ fn attached_end(host: &Host) -> Outcome {
     command.wait_for_output(GUEST_READY, host.limit(BOOT))?;
     let pid = pid_of(&host.json_lines(&["ps"])?[0])?;
     command.signal(libc::SIGKILL)?;
-    host.wait_for_end(pid)
+    host.wait_for_end(pid)?;
+    ensure!(!host.vm_dir("web").exists(), "its directory is still there");
+    Ok(())
 }
 
 /// Runs a kernel of ours to its own end.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{Case, Needs};
 use crate::failure::{Failure, Outcome};
@@ -23,6 +24,11 @@ pub(super) const CASES: &[Case] = &[
         name: "an_overlay_needs_a_vm_of_a_base",
         run: needs_a_base,
         needs: Needs::GUEST,
+    },
+    Case {
+        name: "an_interrupted_rehearsal_leaves_nothing",
+        run: interrupted,
+        needs: Needs::GUEST.within(90),
     },
     Case {
         name: "a_full_disk_leaves_no_overlay",
@@ -139,6 +145,36 @@ fn needs_a_base(host: &Host) -> Outcome {
         !host.path("out.overlay").exists(),
         "a file is there all the same"
     );
+    Ok(())
+}
+
+fn interrupted(host: &Host) -> Outcome {
+    customised_vm(host)?;
+    let room = host.path("room");
+    fs::create_dir(&room)?;
+    let file = room.join("dev.overlay");
+    let file = file.to_string_lossy();
+    let command = [
+        "overlay", "create", &file, "--from", "dev", "--train", "verify",
+    ];
+    for signal in [libc::SIGINT, libc::SIGKILL] {
+        let create = host.spawn(&command)?;
+        host.wait_until("a rehearsal", Duration::from_secs(10), || {
+            let vms = host.json_lines(&["ps"]).ok()?;
+            (vms.len() > 1).then_some(())
+        })?;
+        create.signal(signal)?;
+        host.wait_until("the original alone", Duration::from_secs(10), || {
+            (host.processes().len() == 1).then_some(())
+        })?;
+        ensure_eq!(host.json_lines(&["ps"])?.len(), 1, "VMs after the end");
+        ensure_eq!(
+            fs::read_dir(&room)?.count(),
+            0,
+            "files left beside the overlay"
+        );
+        ensure_eq!(host.state("dev")?, "running", "the original");
+    }
     Ok(())
 }
 
