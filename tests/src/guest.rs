@@ -1,5 +1,7 @@
 //! Guests of the harness: kernels of a few bytes that do one thing each.
 
+use std::num::NonZeroU32;
+
 /// Where the harness's kernels are loaded.
 const LOAD_ADDRESS: u32 = 0x10_0000;
 /// File offset of the note that names the PVH entry (Xen's `include/public/elfnote.h`).
@@ -29,6 +31,17 @@ pub mod code {
         0xf4, // hlt
         0, 0, 0, 0, 0, 0,
     ];
+}
+
+/// A kernel that misuses its devices in an order that `seed` decides; see `guest/chaos.s`. It says
+/// `.` on COM1 now and then.
+#[must_use]
+pub fn chaos(seed: NonZeroU32) -> Vec<u8> {
+    /// Where the image wants its seed: behind the jump, aligned.
+    const SEED_AT: usize = 4;
+    let mut code = include_bytes!(concat!(env!("OUT_DIR"), "/chaos")).to_vec();
+    code[SEED_AT..SEED_AT + 4].copy_from_slice(&seed.get().to_le_bytes());
+    kernel(&code)
 }
 
 /// An ELF kernel that a PVH loader enters at the first byte of `code`.
