@@ -10,4 +10,5 @@ pub mod footprint;
 pub mod machine;
 pub mod memory;
 pub mod seccomp;
+mod sparse;
 pub mod threads;

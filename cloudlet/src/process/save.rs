@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cloudlet_overlay::{
@@ -47,28 +46,13 @@ pub(super) fn image(
     let mut done = about.image.memory_bytes;
     report("snapshot", done, total);
     for (index, disk) in about.disks.iter().enumerate() {
-        write_disk(disk, &File::create(target.path().join(file::disk(index)))?)?;
+        let out = File::create(target.path().join(file::disk(index)))?;
+        disk.write_image(&out, &mut |at| report("snapshot", done + at, total))?;
         done += disk.bytes();
         report("snapshot", done, total);
     }
     target.commit()?;
     Ok(json!({ "name": about.name, "dir": dir, "memory_bytes": about.image.memory_bytes }))
-}
-
-/// Writes the disk as the guest sees it, zeros as holes.
-fn write_disk(disk: &Disk, out: &File) -> Result<(), Failure> {
-    out.set_len(disk.bytes())?;
-    let mut block = [0; PAGE_BYTES];
-    for number in 0..disk.blocks() {
-        disk.read_block(BlockNumber(number), &mut block)?;
-        if block.iter().any(|&byte| byte != 0) {
-            let offset = number * PAGE_LEN;
-            // The last block may be cut short by the disk's end.
-            let length = usize::try_from(disk.bytes() - offset).unwrap_or(PAGE_BYTES);
-            out.write_all_at(&block[..length.min(PAGE_BYTES)], offset)?;
-        }
-    }
-    Ok(())
 }
 
 /// The pages of a paused VM.

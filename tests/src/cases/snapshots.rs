@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{Case, Needs};
 use crate::failure::Outcome;
-use crate::host::{Host, pid_of};
+use crate::host::{Host, Lane, pid_of};
 use crate::{ensure, ensure_eq, process};
 
 pub(super) const CASES: &[Case] = &[
@@ -23,6 +23,14 @@ pub(super) const CASES: &[Case] = &[
         name: "clones_run_at_once_and_share_memory",
         run: clones,
         needs: Needs::GUEST,
+    },
+    Case {
+        name: "cycles_under_load_lose_nothing",
+        run: cycles,
+        needs: Needs {
+            only_lane: Some((Lane::One, "boots and restores slowly elsewhere")),
+            ..Needs::GUEST
+        },
     },
     Case {
         name: "a_snapshot_overwrites_nothing",
@@ -96,11 +104,14 @@ fn repeatable(host: &Host) -> Outcome {
     Ok(())
 }
 
+/// How many VMs of one snapshot run at once.
+const CLONES: &str = "8";
+
 fn clones(host: &Host) -> Outcome {
     let dir = with_snapshot(host)?;
     host.ok(&["stop", "web"])?;
-    let started = host.json_lines(&["restore", &dir, "--name", "c", "--clones", "4"])?;
-    ensure_eq!(started.len(), 4, "VMs started");
+    let started = host.json_lines(&["restore", &dir, "--name", "c", "--clones", CLONES])?;
+    ensure_eq!(started.len().to_string(), CLONES, "VMs started");
     let (mut pss_kib, mut rss_kib) = (0, 0);
     for (index, vm) in started.iter().enumerate() {
         let name = format!("c-{}", index + 1);
@@ -116,6 +127,23 @@ fn clones(host: &Host) -> Outcome {
         pss_kib * 10 < rss_kib * 9,
         "nothing is shared: Pss {pss_kib}, Rss {rss_kib} KiB"
     );
+    Ok(())
+}
+
+/// Snapshots and restores in a row, each in the middle of steps that change the state.
+const CYCLES: usize = 20;
+
+fn cycles(host: &Host) -> Outcome {
+    host.boot("web", &[])?;
+    let params = "tanks=16 particles=3000 warmup=0 rate_hz=100";
+    host.ok(&["app", "install", "web", "fluid", "--params", params])?;
+    for cycle in 0..CYCLES {
+        let dir = host.path(format!("cycle-{cycle}"));
+        host.ok(&["snapshot", "web", &dir.to_string_lossy()])?;
+        host.ok(&["stop", "web"])?;
+        host.ok(&["restore", &dir.to_string_lossy(), "--name", "web"])?;
+        host.ok(&["call", "web", "verify"])?;
+    }
     Ok(())
 }
 

@@ -7,14 +7,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 
 use vm_memory::{Bytes, GuestMemoryError};
 
 use super::layout::{LayoutError, PAGE, PAGE_BYTES, PageRun, PageSet, RamPage, to_u64, to_usize};
 use super::pieces::Backing;
 use super::ram::{OwnPagesError, Ram};
+use crate::sparse;
 
 /// Bytes that are read and written in one go.
 const CHUNK_BYTES: u64 = 256 << 10;
@@ -99,7 +98,8 @@ impl Ram {
                 let count = left.count.min(CHUNK_BYTES / PAGE_BYTES);
                 let bytes = &mut buffer[..to_usize(count * PAGE_BYTES)];
                 self.read_pages(left.first, bytes)?;
-                write_nonzero(image, left.first.offset(), bytes).map_err(ImageError::Write)?;
+                sparse::write_nonzero(image, left.first.offset(), bytes)
+                    .map_err(ImageError::Write)?;
                 left = PageRun::new(left.first.0 + count, left.count - count);
             }
         }
@@ -138,67 +138,22 @@ impl Ram {
     }
 }
 
-/// Writes whole pages, but not those that are zero, with one write for neighbours.
-fn write_nonzero(image: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-    let mut start = 0;
-    while start < bytes.len() {
-        let zero = is_zero(&bytes[start..start + PAGE]);
-        let mut end = start + PAGE;
-        while end < bytes.len() && is_zero(&bytes[end..end + PAGE]) == zero {
-            end += PAGE;
-        }
-        if !zero {
-            image.write_all_at(&bytes[start..end], offset + to_u64(start))?;
-        }
-        start = end;
-    }
-    Ok(())
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    page.chunks_exact(64)
-        .all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0)
-}
-
-/// Adds the pages of `run` for which the file has data. Moves the file's offset, which nothing
-/// here relies on.
+/// Adds the pages of `run` for which the file has data.
 fn add_data(file: &File, run: &PageRun, pages: &mut PageSet) -> io::Result<()> {
-    let end = run.end().offset();
-    let mut at = run.first.offset();
-    while at < end {
-        let Some(data) = seek(file, at, libc::SEEK_DATA)?.filter(|data| *data < end) else {
-            return Ok(());
-        };
-        let hole = seek(file, data, libc::SEEK_HOLE)?
-            .unwrap_or(end)
-            .clamp(data + 1, end);
-        let first = data / PAGE_BYTES;
-        pages.insert_run(&PageRun::new(first, hole.div_ceil(PAGE_BYTES) - first));
-        at = hole;
+    for extent in sparse::data(file, run.first.offset()..run.end().offset()) {
+        let extent = extent?;
+        let first = extent.start / PAGE_BYTES;
+        pages.insert_run(&PageRun::new(
+            first,
+            extent.end.div_ceil(PAGE_BYTES) - first,
+        ));
     }
     Ok(())
-}
-
-/// `lseek`; `None` if there is nothing of the kind behind `at`.
-fn seek(file: &File, at: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
-    let at =
-        libc::off_t::try_from(at).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
-    // SAFETY: lseek touches no memory.
-    let found = unsafe { libc::lseek(file.as_raw_fd(), at, whence) };
-    if let Ok(found) = u64::try_from(found) {
-        return Ok(Some(found));
-    }
-    let error = io::Error::last_os_error();
-    if error.raw_os_error() == Some(libc::ENXIO) {
-        Ok(None)
-    } else {
-        Err(error)
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{FileExt, MetadataExt};
 
     use vm_memory::GuestAddress;
 
@@ -252,17 +207,6 @@ mod tests {
         for (offset, value) in [(0, 1), (HOLE_START, HOLE_END + 1), (1 << 21, 7)] {
             second.read_exact_at(&mut bytes, offset).unwrap();
             assert_eq!(u64::from_le_bytes(bytes), value);
-        }
-    }
-
-    #[test]
-    fn zero_pages_are_found_wherever_the_other_byte_is() {
-        let mut page = [0; PAGE];
-        assert!(is_zero(&page));
-        for at in [0, 1, 63, 64, 2047, PAGE - 1] {
-            page[at] = 1;
-            assert!(!is_zero(&page));
-            page[at] = 0;
         }
     }
 

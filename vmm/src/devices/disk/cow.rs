@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,7 @@ use super::pending::PendingBlocks;
 use super::{BLOCK, BLOCK_U64, BlockNumber, SECTOR};
 use crate::devices::virtio::GuestRam;
 use crate::devices::virtio::buffers::Buffers;
+use crate::sparse;
 
 /// Why a disk could not be put together, or an access failed.
 #[derive(Debug, Error)]
@@ -56,7 +58,8 @@ pub struct Disk {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+/// What all handles share.
+pub(super) struct Shared {
     base: Option<File>,
     base_bytes: u64,
     bytes: u64,
@@ -179,6 +182,11 @@ impl Disk {
         self.changed_runs().into_iter().flat_map(|run| {
             (run.first..run.first + run.count).map(move |block| (BlockNumber(block), run.kind))
         })
+    }
+
+    /// What the disk's contents are read through.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Makes everything written so far survive a crash of the host.
@@ -479,15 +487,45 @@ impl Shared {
             .unwrap_or(BLOCK)
             .min(BLOCK);
         let out = out.get_mut(..there).unwrap_or_default();
-        match (self.run(block, 1).kind, &self.layer, &self.base) {
+        self.read_kind(self.run(block, 1).kind, at, out)
+    }
+
+    /// Reads what is at `at`, all of `kind` and within the disk, into `out`, which is zero.
+    pub(super) fn read_kind(&self, kind: BlockKind, at: u64, out: &mut [u8]) -> io::Result<()> {
+        match (kind, &self.layer, &self.base) {
             (BlockKind::Present, Some(layer), _) => layer.file.read_exact_at(out, layer.offset(at)),
             (BlockKind::Base, _, Some(base)) => {
-                let there = usize::try_from(self.base_bytes.saturating_sub(at)).unwrap_or(BLOCK);
-                let there = there.min(out.len());
+                let there = self.base_bytes.saturating_sub(at);
+                let there = usize::try_from(there).unwrap_or(usize::MAX).min(out.len());
                 base.read_exact_at(out.get_mut(..there).unwrap_or_default(), at)
             }
             _ => Ok(()),
         }
+    }
+
+    /// Calls `each` with all stretches that may hold anything but zeros, in order: their kind and
+    /// their bytes. Ends with the first error.
+    pub(super) fn for_data(
+        &self,
+        mut each: impl FnMut(BlockKind, Range<u64>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let blocks = self.bytes.div_ceil(BLOCK_U64);
+        let mut first = 0;
+        while first < blocks {
+            let run = self.run(first, blocks - first);
+            let end = ((first + run.count) * BLOCK_U64).min(self.bytes);
+            let range = first * BLOCK_U64..end;
+            match (run.kind, &self.base) {
+                (BlockKind::Present, _) => each(run.kind, range)?,
+                (BlockKind::Base, Some(base)) => {
+                    let range = range.start..range.end.min(self.base_bytes);
+                    sparse::data(base, range).try_for_each(|extent| each(run.kind, extent?))?;
+                }
+                _ => {}
+            }
+            first += run.count;
+        }
+        Ok(())
     }
 
     /// Reads `len` bytes at `at`, which are all of `kind`, to `offset` in the guest's buffers.

@@ -4,12 +4,14 @@
 //! - `layer.rs`: the layer file, its format and its order of writes
 //! - `pending.rs`: blocks that have yet to arrive, for a VM that starts before its disk is complete
 //! - `cow.rs`: both together: reads, writes, discards, and the changes against the base
+//! - `image.rs`: all of a disk as one flat file
 //!
 //! A [`Disk`] is a handle that several threads may hold. The control thread reads and writes for
 //! the guest; worker threads bring in pending blocks. No lock is held while guest memory is
 //! touched: a page of it may have to come through the very worker that waits for the lock.
 
 mod cow;
+mod image;
 mod layer;
 mod map;
 mod pending;

@@ -46,6 +46,28 @@ fn put(disk: &Disk, number: u64, contents: Option<u8>) {
 }
 
 #[test]
+fn an_image_of_a_disk_is_what_the_guest_sees() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = Layer::temporary(tempfile::tempfile().unwrap(), SIZE).unwrap();
+    let disk = Disk::new(Some(base(dir.path(), 10 * 4096 + 512)), layer).unwrap();
+    put(&disk, 0, Some(250));
+    put(&disk, 2, None);
+    put(&disk, 40, Some(251));
+    let image = tempfile::tempfile().unwrap();
+    let mut told = Vec::new();
+    disk.write_image(&image, &mut |at| told.push(at)).unwrap();
+    assert_eq!(image.metadata().unwrap().len(), SIZE);
+    assert!(told.is_sorted() && told.last() == Some(&SIZE));
+    let flat = Disk::read_only(image).unwrap();
+    for number in 0..disk.blocks() {
+        assert_eq!(block(&flat, number), block(&disk, number), "block {number}");
+    }
+    assert_eq!(block(&flat, 0), 250);
+    assert_eq!(block(&flat, 2), 0);
+    assert_eq!(block(&flat, 40), 251);
+}
+
+#[test]
 fn a_layer_opens_as_it_was_flushed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("layer");
