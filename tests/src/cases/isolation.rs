@@ -1,10 +1,10 @@
 //! The seccomp filters as they are in a running VMM, and what happens to one that goes astray.
 
 use std::fs;
-use std::io::Write;
 use std::num::NonZeroU32;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::{Case, Needs};
 use crate::failure::{Failure, Outcome};
@@ -131,10 +131,7 @@ fn watch_chaos(host: &Host, run: &Process, end: Instant) -> Outcome<bool> {
             return Ok(true);
         }
         let pid = pid_of(&vm)?;
-        // Peers that come and go; the guest does not know what they want.
-        if let Ok(mut peer) = UnixStream::connect(host.vm_dir("chaos").join("vsock.sock")) {
-            let _ = peer.write_all(b"CONNECT 5\n");
-        }
+        call_in(host)?;
         if started.elapsed() > SETTLED
             && let Ok(now) = process::memory_kib(pid, "Rss")
         {
@@ -149,6 +146,18 @@ fn watch_chaos(host: &Host, run: &Process, end: Instant) -> Outcome<bool> {
         }
         std::thread::sleep(Duration::from_millis(250));
     }
+}
+
+/// A peer that comes and goes; the guest does not know what it wants. A device that the guest has
+/// broken accepts nobody, which nobody waits for.
+fn call_in(host: &Host) -> Outcome {
+    let address = SocketAddrUnix::new(host.vm_dir("chaos").join("vsock.sock"))?;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let peer = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    if net::connect(&peer, &address).is_ok() {
+        let _ = rustix::io::write(&peer, b"CONNECT 5\n");
+    }
+    Ok(())
 }
 
 fn end_of_chaos(host: &Host, run: Process, ended: bool) -> Outcome {
