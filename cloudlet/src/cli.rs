@@ -100,7 +100,7 @@ Exit codes when the VM ended by itself:
 
 Examples:
   cloudlet run
-  cloudlet run --kernel vmlinux --initrd initrd.img --cmdline 'console=ttyS0' --memory 512 --cpus 2
+  cloudlet run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0' --memory 512 --cpus 2
   cloudlet run --kernel app.elf --disk data.img,ro --name web --detach";
 
 const RESTORE_HELP: &str = "\
@@ -156,8 +156,8 @@ pub(crate) struct Demo {
 /// `run`
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// Kernel: an ELF file with a PVH note, or for the 64-bit Linux boot protocol
-    #[arg(long, value_name = "ELF")]
+    /// Kernel: a Linux bzImage, or an ELF file with a PVH note or for the 64-bit Linux protocol
+    #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
@@ -182,6 +182,10 @@ pub(crate) struct Run {
     /// CPU model: host, x86-64-v2 or x86-64-v3
     #[arg(long, default_value = "host", value_name = "MODEL")]
     pub(crate) cpu: String,
+    /// How the guest learns of its devices: acpi, cmdline (`virtio_mmio.device=`), or auto, which
+    /// is acpi for Linux unless its command line has `acpi=off`
+    #[arg(long, default_value = "auto", value_name = "WAY")]
+    pub(crate) discovery: String,
     /// Run in the background and print the VM's name
     #[arg(long, short)]
     pub(crate) detach: bool,

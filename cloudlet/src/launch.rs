@@ -75,6 +75,8 @@ pub struct BootSource {
     pub memory_mib: u64,
     /// CPU model by name.
     pub cpu_model: String,
+    /// How the guest learns of its devices, by name.
+    pub discovery: String,
 }
 
 /// A disk.

@@ -11,6 +11,7 @@ pub mod guest;
 pub mod host;
 pub mod http;
 pub mod inject;
+pub mod linux;
 pub mod namespace;
 pub mod process;
 pub mod runner;

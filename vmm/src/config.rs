@@ -107,6 +107,71 @@ pub enum BootProtocol {
     Linux64,
 }
 
+/// How the guest learns of its devices. The two ways exclude each other: a Linux that takes both
+/// would find every device twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Discovery {
+    /// ACPI for a Linux kernel that is not told `acpi=off`, the command line for anything else.
+    #[default]
+    Auto,
+    /// ACPI tables; nothing is added to the command line.
+    Acpi,
+    /// `virtio_mmio.device=` on the command line; there are no ACPI tables.
+    CommandLine,
+}
+
+impl Discovery {
+    /// The name used on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Discovery::Auto => "auto",
+            Discovery::Acpi => "acpi",
+            Discovery::CommandLine => "cmdline",
+        }
+    }
+
+    /// What `Auto` means for a kernel and its command line.
+    #[must_use]
+    pub fn resolve(self, is_linux: bool, cmdline: &str) -> Discovery {
+        let is_off = || {
+            cmdline
+                .split_ascii_whitespace()
+                .any(|word| word == "acpi=off")
+        };
+        match self {
+            Discovery::Auto if is_linux && !is_off() => Discovery::Acpi,
+            Discovery::Auto => Discovery::CommandLine,
+            chosen => chosen,
+        }
+    }
+}
+
+impl std::str::FromStr for Discovery {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        [Discovery::Auto, Discovery::Acpi, Discovery::CommandLine]
+            .into_iter()
+            .find(|way| way.name() == name)
+            .ok_or_else(|| {
+                format!("`{name}` is no way of discovery; there are auto, acpi, cmdline")
+            })
+    }
+}
+
+impl BootProtocol {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            BootProtocol::Auto => "auto",
+            BootProtocol::Pvh => "pvh",
+            BootProtocol::Linux64 => "linux64",
+        }
+    }
+}
+
 /// One disk, as the guest sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DiskConfig {
@@ -127,8 +192,10 @@ pub struct MachineConfig {
     pub cpu_model: CpuModel,
     /// The kernel command line without what the VMM appends for its devices.
     pub cmdline: String,
-    /// How the kernel is entered.
+    /// How the kernel is entered; in a machine, how it was.
     pub boot_protocol: BootProtocol,
+    /// How the guest learns of its devices; in a machine, what became of [`Discovery::Auto`].
+    pub discovery: Discovery,
     /// Disks in their order.
     pub disks: Vec<DiskConfig>,
     /// The VM has a vsock device; its context id.
@@ -143,6 +210,7 @@ impl Default for MachineConfig {
             cpu_model: CpuModel::Host,
             cmdline: String::new(),
             boot_protocol: BootProtocol::Auto,
+            discovery: Discovery::Auto,
             disks: Vec::new(),
             vsock_cid: None,
         }
@@ -235,6 +303,23 @@ mod tests {
             ..good
         };
         assert_eq!(bad.validate(), Err(ConfigError::Disks(DISKS_MAX + 1)));
+    }
+
+    #[test]
+    fn discovery_depends_on_the_kernel_unless_it_is_said() {
+        use Discovery::{Acpi, Auto, CommandLine};
+        assert_eq!(Auto.resolve(true, "console=ttyS0"), Acpi);
+        assert_eq!(Auto.resolve(true, "quiet acpi=off"), CommandLine);
+        assert_eq!(Auto.resolve(true, "xacpi=off acpi=offx"), Acpi);
+        assert_eq!(Auto.resolve(false, ""), CommandLine);
+        for (is_linux, cmdline) in [(true, "acpi=off"), (false, "")] {
+            assert_eq!(Acpi.resolve(is_linux, cmdline), Acpi);
+            assert_eq!(CommandLine.resolve(is_linux, cmdline), CommandLine);
+        }
+        for way in [Auto, Acpi, CommandLine] {
+            assert_eq!(way.name().parse(), Ok(way));
+        }
+        assert!("pci".parse::<Discovery>().is_err());
     }
 
     #[test]

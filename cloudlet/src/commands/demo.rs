@@ -137,6 +137,7 @@ impl DemoHost {
                 cpus: 1,
                 memory_mib: MEMORY_MIB,
                 cpu_model: "host".into(),
+                discovery: "auto".into(),
             }),
         )?;
         guest::wait_ready(&vmm.dir.vsock_socket())?;

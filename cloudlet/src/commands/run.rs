@@ -29,6 +29,7 @@ pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
         cpus: args.cpus,
         memory_mib: args.memory,
         cpu_model: args.cpu.clone(),
+        discovery: args.discovery.clone(),
     });
     let vmm = host.start(&args.vm, !args.detach, "vm", source)?;
     if args.detach {

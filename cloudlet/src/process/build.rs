@@ -185,6 +185,7 @@ impl Parts<'_> {
             cpus: source.cpus,
             memory_bytes,
             cpu_model: source.cpu_model.parse()?,
+            discovery: source.discovery.parse()?,
             cmdline: source.cmdline.clone(),
             disks: source.disks.iter().map(disk_config).collect(),
             vsock_cid: Some(GUEST_CID),

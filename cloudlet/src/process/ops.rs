@@ -279,6 +279,8 @@ impl Ops {
             "cpus": about.image.cpus,
             "memory_mib": about.image.memory_bytes >> 20,
             "cpu_model": about.image.cpu_model,
+            "boot": machine.config().boot_protocol.name(),
+            "discovery": machine.config().discovery.name(),
             "disks": about.image.disks.len(),
             "base": about.image.base,
             "vsock": about.vsock,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::failure::Outcome;
 use crate::host::{Host, Lane};
+use crate::linux as guests;
 
 mod apps;
 mod bases;
@@ -12,6 +13,7 @@ mod cli;
 mod host_faults;
 mod isolation;
 mod lifecycle;
+mod linux;
 mod overlays;
 mod snapshots;
 mod synthesis;
@@ -38,6 +40,8 @@ pub struct Needs {
     pub memory_mib: u64,
     /// The only lane it makes sense in, and why.
     pub only_lane: Option<(Lane, &'static str)>,
+    /// Linux test guests by name (`tests/linux/pack` makes them).
+    pub linux: &'static [&'static str],
     /// Time limit in lane 1.
     pub limit: Duration,
 }
@@ -49,6 +53,7 @@ impl Needs {
         root: false,
         memory_mib: 64,
         only_lane: Some((Lane::One, "starts no guest")),
+        linux: &[],
         limit: Duration::from_secs(30),
     };
 
@@ -58,8 +63,22 @@ impl Needs {
         root: false,
         memory_mib: 512,
         only_lane: None,
+        linux: &[],
         limit: Duration::from_secs(60),
     };
+
+    /// Starts Linux guests, of these kernels. Their privileged code needs hardware (or an emulator)
+    /// below KVM.
+    const fn linux(kernels: &'static [&'static str]) -> Self {
+        Self {
+            kvm: true,
+            root: false,
+            memory_mib: 512,
+            only_lane: Some((Lane::Two, "Linux guests need VT-x or SVM")),
+            linux: kernels,
+            limit: Duration::from_secs(60),
+        }
+    }
 
     /// As these, but as root.
     const fn as_root(self) -> Self {
@@ -99,6 +118,11 @@ impl Case {
         {
             return Some("no usable /dev/kvm".to_owned());
         }
+        if let Some(missing) = needs.linux.iter().find(|name| !guests::is_there(name)) {
+            return Some(format!(
+                "no Linux test guest {missing} (tests/linux/pack makes them)"
+            ));
+        }
         if needs.root && !is_root() {
             return Some("needs root".to_owned());
         }
@@ -126,6 +150,7 @@ pub fn all() -> Vec<Case> {
         apps::CASES,
         overlays::CASES,
         synthesis::CASES,
+        linux::CASES,
     ]
     .concat()
 }

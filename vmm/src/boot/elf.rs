@@ -1,9 +1,10 @@
 //! ELF kernels: the headers, checked before anything is believed, and loading.
 //!
 //! Read are the file header, the program headers and the notes of a 64-bit little-endian x86
-//! executable (ELF-64 object file format 1.5; System V ABI, AMD64 supplement). Of the notes, one
-//! matters: `XEN_ELFNOTE_PHYS32_ENTRY` (linux `include/xen/interface/elfnote.h`), whose
-//! descriptor is the 32-bit physical address of the PVH entry.
+//! executable (ELF-64 object file format 1.5; System V ABI, AMD64 supplement). Of the notes, two
+//! matter: `XEN_ELFNOTE_PHYS32_ENTRY` (linux `include/xen/interface/elfnote.h`), whose
+//! descriptor is the 32-bit physical address of the PVH entry; and any by the name of "Linux",
+//! which every Linux since 4.18 has (`include/linux/elfnote-lto.h`, `include/linux/build-salt.h`).
 
 use std::io;
 
@@ -101,8 +102,15 @@ struct Segment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Elf {
     entry: u64,
-    pvh_entry: Option<u32>,
+    notes: Notes,
     segments: Vec<Segment>,
+}
+
+/// What the notes say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Notes {
+    pvh_entry: Option<u32>,
+    linux: bool,
 }
 
 impl Elf {
@@ -113,7 +121,7 @@ impl Elf {
         let (table, count) = check_header(&header)?;
         let mut elf = Elf {
             entry: u64_at(&header, 24),
-            pvh_entry: None,
+            notes: Notes::default(),
             segments: Vec::new(),
         };
         for index in 0..count {
@@ -124,9 +132,7 @@ impl Elf {
             read(image, &mut bytes, offset, "a program header")?;
             match u32_at(&bytes, 0) {
                 SEGMENT_LOAD => elf.segments.extend(load_segment(&bytes, index)?),
-                SEGMENT_NOTE if elf.pvh_entry.is_none() => {
-                    elf.pvh_entry = find_pvh_entry(image, &bytes)?;
-                }
+                SEGMENT_NOTE => read_notes(image, &bytes, &mut elf.notes)?,
                 _ => {}
             }
         }
@@ -176,9 +182,15 @@ impl Elf {
 
     /// The PVH entry point, if there is a note.
     pub(super) fn pvh_entry(&self) -> Result<Option<u32>, ElfError> {
-        self.pvh_entry
+        self.notes
+            .pvh_entry
             .map(|entry| self.inside(entry.into()).map(|_| entry))
             .transpose()
+    }
+
+    /// Whether it is Linux.
+    pub(super) fn is_linux(&self) -> bool {
+        self.notes.linux
     }
 
     fn inside(&self, entry: u64) -> Result<u64, ElfError> {
@@ -247,11 +259,12 @@ fn load_segment(
     }))
 }
 
-/// Look for the PVH note in a note segment.
-fn find_pvh_entry(
+/// Read a note segment. The first note of a kind counts.
+fn read_notes(
     image: &Image<'_>,
     header: &[u8; PROGRAM_HEADER_BYTES],
-) -> Result<Option<u32>, ElfError> {
+    found: &mut Notes,
+) -> Result<(), ElfError> {
     let (offset, bytes, alignment) = (u64_at(header, 8), u64_at(header, 32), u64_at(header, 48));
     let mut notes = vec![0; usize::try_from(bytes.min(NOTE_BYTES_MAX)).unwrap_or(0)];
     read(image, &mut notes, offset, "notes")?;
@@ -271,13 +284,15 @@ fn find_pvh_entry(
         if end > rest.len() {
             break;
         }
-        let is_xen = name_bytes == 4 && rest[NOTE_HEADER_BYTES..].starts_with(b"Xen\0");
-        if is_xen && u32_at(rest, 8) == NOTE_PHYS32_ENTRY && end - start >= 4 {
-            return Ok(Some(u32_at(rest, start)));
+        let name = &rest[NOTE_HEADER_BYTES..][..name_bytes];
+        let is_entry = name == b"Xen\0" && u32_at(rest, 8) == NOTE_PHYS32_ENTRY;
+        if is_entry && found.pvh_entry.is_none() && end - start >= 4 {
+            found.pvh_entry = Some(u32_at(rest, start));
         }
+        found.linux |= name == b"Linux\0";
         rest = padded(end).and_then(|next| rest.get(next..)).unwrap_or(&[]);
     }
-    Ok(None)
+    Ok(())
 }
 
 fn read(

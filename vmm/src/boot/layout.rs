@@ -1,6 +1,7 @@
-//! Guest physical addresses of what the VMM writes before the first instruction. All of it lies in
-//! the first 640 KiB, which every protocol leaves to the loader, and may be overwritten by the
-//! guest once it has read it.
+//! Guest physical addresses of what the VMM writes before the first instruction. The boot
+//! structures lie in the first 640 KiB, which every protocol leaves to the loader, and may be
+//! overwritten by the guest once it has read them. The ACPI tables lie where a PC's firmware is, in
+//! memory that the map says is reserved.
 
 /// The global descriptor table.
 pub const GDT: u64 = 0x500;
@@ -28,3 +29,8 @@ pub const CMDLINE_BYTES: u64 = 0x1000;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// The first MiB's firmware and video area ends here, and RAM goes on.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
+/// ACPI: the root pointer. The 128 KiB from here to 1 MiB are where a kernel looks for it that is
+/// not told.
+pub const RSDP: u64 = 0xe_0000;
+/// ACPI: the tables, one behind the other.
+pub const ACPI_TABLES: u64 = 0xe_0040;

@@ -3,7 +3,8 @@
 //! to the zero page.
 
 use kvm_bindings::kvm_regs;
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use vm_memory::ByteValued;
 
 use super::layout::{BOOT_STACK, CMDLINE, PAGE_DIRECTORIES, PDPT, PML4, ZERO_PAGE};
 use super::memory_map::Range;
@@ -28,22 +29,35 @@ const PAGE_LARGE: u64 = 1 << 7;
 const MAPPED_GIB: u64 = 4;
 const ENTRIES: u64 = 512;
 
-/// Write `struct boot_params`.
+/// The setup header of a kernel that has none, being an ELF file.
+pub(super) fn elf_header(cmdline_bytes: usize) -> setup_header {
+    setup_header {
+        boot_flag: BOOT_FLAG,
+        header: HEADER_MAGIC,
+        version: PROTOCOL_VERSION,
+        kernel_alignment: KERNEL_ALIGNMENT,
+        // The command line is shorter than 4 KiB.
+        cmdline_size: u32::try_from(cmdline_bytes).unwrap_or(0),
+        ..setup_header::default()
+    }
+}
+
+/// Write `struct boot_params` with a kernel's setup header in it.
 pub(super) fn write_boot_params(
     guest: &GuestRam,
+    header: setup_header,
     map: &[Range],
     initrd: Option<Placed>,
-    cmdline_bytes: usize,
+    rsdp: Option<u64>,
 ) -> Result<(), BootError> {
-    let mut params = boot_params::default();
+    let mut params = boot_params {
+        hdr: header,
+        acpi_rsdp_addr: rsdp.unwrap_or(0),
+        ..boot_params::default()
+    };
     params.hdr.type_of_loader = LOADER_TYPE;
-    params.hdr.boot_flag = BOOT_FLAG;
-    params.hdr.header = HEADER_MAGIC;
-    params.hdr.version = PROTOCOL_VERSION;
-    params.hdr.kernel_alignment = KERNEL_ALIGNMENT;
-    // The command line lies below 1 MiB and is shorter than 4 KiB, the initrd below 3 GiB.
+    // The command line lies below 1 MiB, the initrd below 3 GiB.
     params.hdr.cmd_line_ptr = low_u32(CMDLINE);
-    params.hdr.cmdline_size = u32::try_from(cmdline_bytes).unwrap_or(0);
     if let Some(initrd) = initrd {
         params.hdr.ramdisk_image = low_u32(initrd.at);
         params.hdr.ramdisk_size = low_u32(initrd.bytes);
@@ -58,20 +72,12 @@ pub(super) fn write_boot_params(
         params.e820_entries += 1;
     }
     params.e820_table = table;
-    write(guest, params_bytes(&params), ZERO_PAGE, "the zero page")
+    write(guest, params.as_slice(), ZERO_PAGE, "the zero page")
 }
 
 /// Addresses and sizes below the hole fit into 32 bits.
 fn low_u32(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
-}
-
-fn params_bytes(params: &boot_params) -> &[u8] {
-    let pointer: *const boot_params = params;
-    // SAFETY: `boot_params` is `repr(C, packed)`, so it has no padding, all its fields are plain
-    // integers, and its `default` is all zeros: every byte is initialised. The slice borrows
-    // `params` for its whole life.
-    unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), size_of::<boot_params>()) }
 }
 
 /// Map the first 4 GiB one to one by 2 MiB pages.

@@ -5,15 +5,16 @@
 //! | --- | --- |
 //! | `image.rs` | where a kernel or initrd comes from: bytes or a file |
 //! | `elf.rs` | ELF headers, checked, and loading into guest memory |
+//! | `bzimage.rs` | the same of bzImages, as distributions ship them |
+//! | `acpi.rs` | the ACPI tables |
 //! | `layout.rs` | guest addresses of everything that the VMM writes |
 //! | `memory_map.rs` | which ranges are RAM, as both protocols tell it |
 //! | `pvh.rs` | the PVH protocol: start info, 32-bit entry |
 //! | `linux64.rs` | the 64-bit Linux protocol: zero page, page tables, 64-bit entry |
 //! | `entry.rs` | segments and control registers of both entries |
-//!
-//! A bzImage is a further kind of kernel beside `elf.rs`; ACPI tables are a further structure that
-//! [`load`] writes and that both protocols have a field for (`rsdp_paddr`, `acpi_rsdp_addr`).
 
+pub mod acpi;
+mod bzimage;
 mod elf;
 mod entry;
 mod image;
@@ -23,13 +24,18 @@ mod memory_map;
 mod pvh;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
+use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::config::BootProtocol;
 use crate::memory::{GuestRam, RamLayout};
 
+pub use bzimage::BzImageError;
 pub use elf::ElfError;
 pub use image::Image;
+
+use bzimage::BzImage;
+use elf::Elf;
 use layout::{CMDLINE, CMDLINE_BYTES, HIGH_RAM_START};
 
 /// Why a kernel cannot be started.
@@ -38,6 +44,9 @@ pub enum BootError {
     /// The kernel is no ELF that can be loaded.
     #[error("the kernel cannot be loaded")]
     Elf(#[from] ElfError),
+    /// The kernel is a bzImage that cannot be loaded.
+    #[error("the kernel cannot be loaded")]
+    BzImage(#[from] BzImageError),
     /// PVH was asked for and the kernel has no note for it.
     #[error("the kernel has no PVH note (XEN_ELFNOTE_PHYS32_ENTRY)")]
     NoPvhNote,
@@ -56,10 +65,18 @@ pub enum BootError {
     Initrd(#[source] std::io::Error),
     /// The command line is longer than its place.
     #[error(
-        "the command line has {0} bytes with what is appended for the devices; it must stay below \
-         {CMDLINE_BYTES}"
+        "the command line has {bytes} bytes with what is appended for the devices; it must stay \
+         below {limit}"
     )]
-    Cmdline(usize),
+    Cmdline {
+        /// Its length.
+        bytes: usize,
+        /// What the VMM or the kernel has room for.
+        limit: u64,
+    },
+    /// The ACPI tables do not fit in their place.
+    #[error("the ACPI tables take {0} bytes, more than there is room for")]
+    AcpiSpace(u64),
     /// A boot structure does not fit into guest memory.
     #[error("guest memory has no room for {what} at {at:#x}")]
     Write {
@@ -98,6 +115,124 @@ struct Placed {
     bytes: u64,
 }
 
+/// A kernel whose headers have been checked.
+pub struct Kernel<'a> {
+    image: &'a Image<'a>,
+    kind: Kind,
+}
+
+enum Kind {
+    Elf(Elf),
+    BzImage(BzImage),
+}
+
+impl<'a> Kernel<'a> {
+    /// Read and check the headers of an ELF file or a bzImage.
+    ///
+    /// # Errors
+    /// It is neither, or no kernel of ours.
+    pub fn open(image: &'a Image<'a>) -> Result<Kernel<'a>, BootError> {
+        let kind = if BzImage::is_one(image) {
+            Kind::BzImage(BzImage::parse(image)?)
+        } else {
+            Kind::Elf(Elf::parse(image)?)
+        };
+        Ok(Kernel { image, kind })
+    }
+
+    /// Whether it is Linux, as far as it tells.
+    #[must_use]
+    pub fn is_linux(&self) -> bool {
+        match &self.kind {
+            Kind::Elf(elf) => elf.is_linux(),
+            Kind::BzImage(_) => true,
+        }
+    }
+
+    /// Copy it to guest memory, of which `[0, low_end)` is RAM.
+    fn load(
+        &self,
+        guest: &GuestRam,
+        low_end: u64,
+        cmdline: &str,
+        wanted: BootProtocol,
+    ) -> Result<Loaded, BootError> {
+        let cmdline_bytes = cmdline.len();
+        match &self.kind {
+            Kind::Elf(elf) => {
+                let pvh_entry = match wanted {
+                    BootProtocol::Auto => elf.pvh_entry()?,
+                    BootProtocol::Pvh => Some(elf.pvh_entry()?.ok_or(BootError::NoPvhNote)?),
+                    BootProtocol::Linux64 => None,
+                };
+                elf.load(self.image, guest, low_end)?;
+                let start = match pvh_entry {
+                    Some(entry) => Start::Pvh(entry),
+                    None => {
+                        let header = linux64::elf_header(cmdline_bytes);
+                        Start::Linux64(elf.entry()?, Box::new(header))
+                    }
+                };
+                Ok(Loaded {
+                    start,
+                    end: elf.end(),
+                    initrd_end_max: low_end,
+                })
+            }
+            Kind::BzImage(kernel) => {
+                if wanted == BootProtocol::Pvh {
+                    return Err(BootError::NoPvhNote);
+                }
+                let limit = u64::from(kernel.header.cmdline_size);
+                if u64::try_from(cmdline_bytes).map_or(true, |bytes| bytes > limit) {
+                    return Err(BootError::Cmdline {
+                        bytes: cmdline_bytes,
+                        limit: limit + 1,
+                    });
+                }
+                let at = kernel.place(low_end)?;
+                kernel.load(self.image, guest, at)?;
+                let start = Start::Linux64(BzImage::entry(at), Box::new(kernel.header));
+                Ok(Loaded {
+                    start,
+                    end: kernel.end(at),
+                    initrd_end_max: low_end.min(kernel.initrd_end_max()),
+                })
+            }
+        }
+    }
+}
+
+/// How a loaded kernel is entered.
+enum Start {
+    /// At a 32-bit address.
+    Pvh(u32),
+    /// At a 64-bit address, with its setup header in the zero page.
+    Linux64(u64, Box<setup_header>),
+}
+
+/// A kernel in guest memory.
+struct Loaded {
+    start: Start,
+    /// First address behind it and what it needs at once.
+    end: u64,
+    /// First address that an initrd may not reach.
+    initrd_end_max: u64,
+}
+
+/// What a kernel is given.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// The initial RAM disk.
+    pub initrd: Option<&'a Image<'a>>,
+    /// The command line.
+    pub cmdline: &'a str,
+    /// How to enter it.
+    pub protocol: BootProtocol,
+    /// The machine that its ACPI tables describe; without, it gets none.
+    pub acpi: Option<&'a acpi::Hardware>,
+}
+
 /// Load a kernel with everything that its protocol wants in guest memory.
 ///
 /// # Errors
@@ -105,56 +240,56 @@ struct Placed {
 pub fn load(
     guest: &GuestRam,
     ram: &RamLayout,
-    kernel: &Image<'_>,
-    initrd: Option<&Image<'_>>,
-    cmdline: &str,
-    wanted: BootProtocol,
+    kernel: &Kernel<'_>,
+    given: Given<'_>,
 ) -> Result<Entry, BootError> {
     let low_end = ram.regions().first().map_or(0, |region| region.len);
-    let elf = elf::Elf::parse(kernel)?;
-    let pvh_entry = match wanted {
-        BootProtocol::Auto => elf.pvh_entry()?,
-        BootProtocol::Pvh => Some(elf.pvh_entry()?.ok_or(BootError::NoPvhNote)?),
-        BootProtocol::Linux64 => None,
-    };
-    elf.load(kernel, guest, low_end)?;
-    let initrd = initrd
-        .map(|image| place_initrd(guest, image, elf.end(), low_end))
+    let loaded = kernel.load(guest, low_end, given.cmdline, given.protocol)?;
+    let initrd = given
+        .initrd
+        .map(|image| place_initrd(guest, image, loaded.end, loaded.initrd_end_max))
         .transpose()?;
-    write_cmdline(guest, cmdline)?;
-    let map = memory_map::memory_map(ram);
-    if let Some(pvh_entry) = pvh_entry {
-        pvh::write_start_info(guest, &map, initrd)?;
-        let mode = entry::Mode::Protected32;
-        entry::write_gdt(guest, mode)?;
-        return Ok(Entry {
-            protocol: BootProtocol::Pvh,
-            regs: pvh::regs(pvh_entry),
-            mode,
-        });
+    write_cmdline(guest, given.cmdline)?;
+    let rsdp = given
+        .acpi
+        .map(|hardware| acpi::write_tables(guest, hardware))
+        .transpose()?;
+    let map = memory_map::memory_map(ram, given.acpi);
+    match loaded.start {
+        Start::Pvh(entry) => {
+            pvh::write_start_info(guest, &map, initrd, rsdp)?;
+            let mode = entry::Mode::Protected32;
+            entry::write_gdt(guest, mode)?;
+            Ok(Entry {
+                protocol: BootProtocol::Pvh,
+                regs: pvh::regs(entry),
+                mode,
+            })
+        }
+        Start::Linux64(entry, header) => {
+            linux64::write_boot_params(guest, *header, &map, initrd, rsdp)?;
+            linux64::write_page_tables(guest)?;
+            let mode = entry::Mode::Long64;
+            entry::write_gdt(guest, mode)?;
+            Ok(Entry {
+                protocol: BootProtocol::Linux64,
+                regs: linux64::regs(entry),
+                mode,
+            })
+        }
     }
-    let regs = linux64::regs(elf.entry()?);
-    linux64::write_boot_params(guest, &map, initrd, cmdline.len())?;
-    linux64::write_page_tables(guest)?;
-    let mode = entry::Mode::Long64;
-    entry::write_gdt(guest, mode)?;
-    Ok(Entry {
-        protocol: BootProtocol::Linux64,
-        regs,
-        mode,
-    })
 }
 
-/// Put the initrd as high in low memory as it fits, on a page boundary.
+/// Put the initrd as high below `end_max` as it fits, on a page boundary.
 fn place_initrd(
     guest: &GuestRam,
     image: &Image<'_>,
     kernel_end: u64,
-    low_end: u64,
+    end_max: u64,
 ) -> Result<Placed, BootError> {
     let bytes = image.bytes().map_err(BootError::Initrd)?;
     let no_space = || BootError::InitrdSpace { bytes, kernel_end };
-    let at = low_end.checked_sub(bytes).ok_or_else(no_space)? & !0xfff;
+    let at = end_max.checked_sub(bytes).ok_or_else(no_space)? & !0xfff;
     if at < kernel_end.max(HIGH_RAM_START) {
         return Err(no_space());
     }
@@ -177,7 +312,10 @@ fn write_cmdline(guest: &GuestRam, cmdline: &str) -> Result<(), BootError> {
     if u64::try_from(bytes.len()).is_ok_and(|len| len <= CMDLINE_BYTES) {
         return write(guest, &bytes, CMDLINE, "the command line");
     }
-    Err(BootError::Cmdline(cmdline.len()))
+    Err(BootError::Cmdline {
+        bytes: cmdline.len(),
+        limit: CMDLINE_BYTES,
+    })
 }
 
 /// Write a boot structure.

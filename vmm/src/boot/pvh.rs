@@ -19,14 +19,18 @@ pub(super) fn write_start_info(
     guest: &GuestRam,
     map: &[Range],
     initrd: Option<Placed>,
+    rsdp: Option<u64>,
 ) -> Result<(), BootError> {
     let mut info = Vec::with_capacity(56);
     // magic, version, flags, nr_modules
     put_u32(&mut info, &[MAGIC, VERSION, 0, u32::from(initrd.is_some())]);
     // modlist_paddr, cmdline_paddr, rsdp_paddr, memmap_paddr
     let modules = if initrd.is_some() { PVH_MODULES } else { 0 };
-    put_u64(&mut info, &[modules, CMDLINE, 0, PVH_MEMORY_MAP]);
-    // memmap_entries, reserved; the map has at most four entries
+    put_u64(
+        &mut info,
+        &[modules, CMDLINE, rsdp.unwrap_or(0), PVH_MEMORY_MAP],
+    );
+    // memmap_entries, reserved; the map has at most five entries
     put_u32(&mut info, &[u32::try_from(map.len()).unwrap_or(0), 0]);
     write(guest, &info, PVH_START_INFO, "the PVH start info")?;
 

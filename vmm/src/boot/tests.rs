@@ -74,14 +74,23 @@ fn ram(mib: u64) -> Ram {
 }
 
 fn load_into(ram: &Ram, elf: &[u8], protocol: BootProtocol) -> Result<Entry, BootError> {
-    load(
-        ram.guest(),
-        ram.layout(),
-        &Image::Bytes(elf),
-        None,
-        "console=ttyS0",
+    load_with(ram, &Image::Bytes(elf), None, "console=ttyS0", protocol)
+}
+
+fn load_with(
+    ram: &Ram,
+    kernel: &Image<'_>,
+    initrd: Option<&Image<'_>>,
+    cmdline: &str,
+    protocol: BootProtocol,
+) -> Result<Entry, BootError> {
+    let given = Given {
+        initrd,
+        cmdline,
         protocol,
-    )
+        acpi: None,
+    };
+    load(ram.guest(), ram.layout(), &Kernel::open(kernel)?, given)
 }
 
 fn bytes_at(ram: &Ram, at: u64, len: usize) -> Vec<u8> {
@@ -141,9 +150,8 @@ fn pvh_structures_say_what_is_there() {
     };
     let elf = kernel(&spec);
     let initrd = [0xabu8; 5000];
-    let entry = load(
-        ram.guest(),
-        ram.layout(),
+    let entry = load_with(
+        &ram,
         &Image::Bytes(&elf),
         Some(&Image::Bytes(&initrd)),
         "a=b",
@@ -229,15 +237,7 @@ fn kernels_from_files_load_like_embedded_ones() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&elf).unwrap();
     let ram = ram(16);
-    load(
-        ram.guest(),
-        ram.layout(),
-        &Image::File(&file),
-        None,
-        "",
-        BootProtocol::Auto,
-    )
-    .unwrap();
+    load_with(&ram, &Image::File(&file), None, "", BootProtocol::Auto).unwrap();
     assert_eq!(bytes_at(&ram, LOAD_ADDRESS, 16), [0x90; 16]);
 }
 
@@ -279,11 +279,14 @@ fn what_does_not_fit_is_refused() {
     let initrd = vec![0; 15 << 20];
     let (kernel, initrd) = (Image::Bytes(&elf), Image::Bytes(&initrd));
     let auto = BootProtocol::Auto;
-    let result = load(ram.guest(), ram.layout(), &kernel, Some(&initrd), "", auto);
+    let result = load_with(&ram, &kernel, Some(&initrd), "", auto);
     assert!(matches!(result, Err(BootError::InitrdSpace { .. })));
     let long = "x".repeat(4096);
-    let result = load(ram.guest(), ram.layout(), &kernel, None, &long, auto);
-    assert!(matches!(result, Err(BootError::Cmdline(4096))));
+    let result = load_with(&ram, &kernel, None, &long, auto);
+    assert!(matches!(
+        result,
+        Err(BootError::Cmdline { bytes: 4096, .. })
+    ));
 }
 
 proptest! {

@@ -30,6 +30,7 @@ use super::run::{Step, Surroundings, step};
 use super::state::{VcpuCaps, VcpuState};
 use crate::bus::Bus;
 use crate::exit::ExitReason;
+use crate::machine::GenerationId;
 use crate::memory::GuestRam;
 use crate::threads::{ThreadHook, ThreadKind};
 
@@ -80,6 +81,8 @@ pub struct Shared {
     pub mmio: Arc<Bus>,
     /// Guest memory, kept mapped by every vCPU thread.
     pub guest: Arc<GuestRam>,
+    /// Memory beside guest RAM, kept mapped likewise.
+    pub generation: Option<GenerationId>,
     /// What saving needs to know of KVM.
     pub caps: Arc<VcpuCaps>,
     /// Called on the vCPU's thread when the guest ends.

@@ -14,6 +14,11 @@ pub const PORT: u64 = 0x60;
 /// Ports it occupies: data at offset 0, command and status at offset 4.
 pub const PORTS: u64 = 5;
 
+/// Port of commands.
+pub const COMMAND_PORT: u64 = 0x64;
+/// The command that resets the CPU.
+pub const RESET: u8 = 0xfe;
+
 /// The controller.
 pub struct I8042(I8042Device<EventLine>);
 

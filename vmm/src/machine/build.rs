@@ -5,13 +5,14 @@ use std::sync::Arc;
 use cloudlet_snapshot::Reader;
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
+use super::acpi::GenerationId;
 use super::devices::{Devices, SavedDevices, host};
 use super::handle::Inbox;
 use super::kvm::{VmState, create_vm, kvm_error, open};
 use super::state::{self, CONFIG, VM, vcpu_section};
 use super::{Backends, Machine, MachineError};
-use crate::boot::{self, Entry, Image};
-use crate::config::MachineConfig;
+use crate::boot::{self, Entry, Given, Image, Kernel};
+use crate::config::{Discovery, MachineConfig};
 use crate::cpu::CpuError;
 use crate::cpu::cpuid::{HostCpuid, for_vcpu, to_kvm};
 use crate::cpu::msrs::{self, Msr};
@@ -32,9 +33,11 @@ struct Site {
     vm: VmFd,
     host_cpuid: HostCpuid,
     inbox: Inbox,
+    generation: Option<GenerationId>,
 }
 
 impl Site {
+    /// `config.discovery` is decided.
     fn prepare(config: &MachineConfig, ram: &Ram) -> Result<Site, MachineError> {
         config.validate()?;
         let given = ram.layout().bytes();
@@ -45,7 +48,10 @@ impl Site {
             });
         }
         let kvm = open()?;
-        let vm = create_vm(&kvm, ram)?;
+        let generation = (config.discovery == Discovery::Acpi)
+            .then(GenerationId::new)
+            .transpose()?;
+        let vm = create_vm(&kvm, ram, generation.as_ref())?;
         let host_cpuid = HostCpuid::read(&kvm, vm.check_extension(Cap::TscDeadlineTimer))?;
         let inbox = Inbox::new().map_err(host)?;
         Ok(Site {
@@ -53,6 +59,7 @@ impl Site {
             vm,
             host_cpuid,
             inbox,
+            generation,
         })
     }
 
@@ -70,6 +77,7 @@ impl Site {
             ports: Arc::new(ports),
             mmio: Arc::new(mmio),
             guest: ram.guest().clone(),
+            generation: self.generation,
             caps: Arc::new(caps),
             on_end: Arc::new(move |reason| handle.end(reason)),
             kvmclock_ctrl: self.vm.check_extension(Cap::KvmclockCtrl),
@@ -87,25 +95,27 @@ impl Machine {
     /// # Errors
     /// The configuration, the kernel or the host is not usable.
     pub fn boot(
-        config: MachineConfig,
+        mut config: MachineConfig,
         ram: Ram,
         kernel: &Image<'_>,
         initrd: Option<&Image<'_>>,
         backends: Backends,
     ) -> Result<Machine, MachineError> {
+        let kernel = Kernel::open(kernel)?;
+        config.discovery = config.discovery.resolve(kernel.is_linux(), &config.cmdline);
         let site = Site::prepare(&config, &ram)?;
         let devices = Devices::new(&config, ram.guest(), backends, &site.inbox)?;
         devices.connect(&site.vm)?;
         let cmdline = format!("{}{}", config.cmdline, devices.cmdline());
-        let (guest, layout) = (ram.guest(), ram.layout());
-        let entry = boot::load(
-            guest,
-            layout,
-            kernel,
+        let hardware = devices.hardware(config.cpus);
+        let given = Given {
             initrd,
-            &cmdline,
-            config.boot_protocol,
-        )?;
+            cmdline: &cmdline,
+            protocol: config.boot_protocol,
+            acpi: hardware.as_ref(),
+        };
+        let entry = boot::load(ram.guest(), ram.layout(), &kernel, given)?;
+        config.boot_protocol = entry.protocol;
         let vcpus = boot_vcpus(&site, &config, &entry)?;
         let caps = VcpuCaps::read(&site.kvm, &site.vm)?;
         site.finish(config, ram, devices, vcpus, caps)
@@ -150,6 +160,9 @@ impl Machine {
             &site.inbox,
         )?;
         devices.connect(&site.vm)?;
+        if let Some(events) = devices.events() {
+            events.tell_generation()?;
+        }
         site.finish(saved.config, ram, devices, vcpus, caps)
     }
 

@@ -8,13 +8,15 @@ use cloudlet_snapshot::{Reader, Writer};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::acpi::{self, Events, GenerationId};
 use super::handle::Inbox;
 use super::kvm::kvm_error;
 use super::power::{self, PowerPort};
 use super::state::{self, SERIAL, virtio_section};
 use super::{Backends, MachineError};
+use crate::boot::acpi::{Hardware, SerialPort, VirtioMmio};
 use crate::bus::{Bus, SharedBusDevice};
-use crate::config::MachineConfig;
+use crate::config::{Discovery, MachineConfig};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::serial::{self, Serial, SerialState};
 use crate::devices::virtio::VirtioDevice;
@@ -57,6 +59,8 @@ pub(super) struct Devices {
     serial_irq: EventFd,
     i8042: SharedBusDevice,
     power: SharedBusDevice,
+    /// What an ACPI guest is told of by the host.
+    events: Option<Events>,
     virtio: Vec<(VirtioPlace, MmioTransport)>,
 }
 
@@ -75,7 +79,7 @@ impl Devices {
             .into_iter()
             .map(|device| MmioTransport::new(guest.clone(), device).map_err(MachineError::Virtio))
             .collect::<Result<Vec<_>, _>>()?;
-        Devices::assemble(serial, serial_irq, transports, inbox)
+        Devices::assemble(config, serial, serial_irq, transports, inbox)
     }
 
     /// Saved devices over this host's resources; paused.
@@ -99,10 +103,11 @@ impl Devices {
                     .map_err(|source| MachineError::RestoreVirtio { index, source })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Devices::assemble(serial, serial_irq, transports, inbox)
+        Devices::assemble(config, serial, serial_irq, transports, inbox)
     }
 
     fn assemble(
+        config: &MachineConfig,
         serial: Serial,
         serial_irq: EventFd,
         transports: Vec<MmioTransport>,
@@ -113,6 +118,9 @@ impl Devices {
             serial_irq,
             i8042: Arc::new(Mutex::new(I8042::new(inbox.reset_fd().map_err(host)?))),
             power: Arc::new(Mutex::new(PowerPort::new(inbox.off_fd().map_err(host)?))),
+            events: (config.discovery == Discovery::Acpi)
+                .then(Events::new)
+                .transpose()?,
             virtio: VirtioPlace::all().zip(transports).collect(),
         })
     }
@@ -139,6 +147,9 @@ impl Devices {
     pub(super) fn connect(&self, vm: &VmFd) -> Result<(), MachineError> {
         vm.register_irqfd(&self.serial_irq, serial::GSI)
             .map_err(kvm_error("KVM_IRQFD"))?;
+        if let Some(events) = &self.events {
+            events.connect(vm)?;
+        }
         for (place, transport) in &self.virtio {
             vm.register_irqfd(transport.irq_fd(), place.gsi)
                 .map_err(kvm_error("KVM_IRQFD"))?;
@@ -151,8 +162,11 @@ impl Devices {
         Ok(())
     }
 
-    /// What a kernel without ACPI needs to be told on its command line.
+    /// What a kernel without ACPI needs to be told on its command line; nothing to one with.
     pub(super) fn cmdline(&self) -> String {
+        if self.events.is_some() {
+            return String::new();
+        }
         self.virtio
             .iter()
             .map(|(place, _)| {
@@ -162,6 +176,41 @@ impl Devices {
                 )
             })
             .collect()
+    }
+
+    /// What a kernel with ACPI is told by its tables.
+    pub(super) fn hardware(&self, cpus: u8) -> Option<Hardware> {
+        self.events.as_ref()?;
+        // Ports, and addresses below 4 GiB: all fit.
+        let port = |port| u16::try_from(port).unwrap_or(u16::MAX);
+        let word = |value| u32::try_from(value).unwrap_or(u32::MAX);
+        Some(Hardware {
+            cpus,
+            serial: SerialPort {
+                port: port(serial::PORT),
+                ports: u8::try_from(serial::PORTS).unwrap_or(u8::MAX),
+                gsi: serial::GSI,
+            },
+            virtio: self
+                .places()
+                .map(|place| VirtioMmio {
+                    base: word(place.base),
+                    bytes: word(WINDOW_BYTES),
+                    gsi: place.gsi,
+                })
+                .collect(),
+            sleep_port: port(power::SLEEP_PORT),
+            sleep_type_off: power::SLEEP_TYPE_OFF,
+            reset: (port(i8042::COMMAND_PORT), i8042::RESET),
+            button_gsi: acpi::BUTTON_GSI,
+            generation_at: GenerationId::AT,
+            generation_gsi: acpi::GENERATION_GSI,
+        })
+    }
+
+    /// What the host can tell an ACPI guest.
+    pub(super) fn events(&self) -> Option<&Events> {
+        self.events.as_ref()
     }
 
     pub(super) fn transports(&self) -> impl Iterator<Item = &MmioTransport> {
@@ -246,7 +295,7 @@ impl Backends {
     }
 }
 
-fn line() -> Result<EventFd, MachineError> {
+pub(super) fn line() -> Result<EventFd, MachineError> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host)
 }
 

@@ -112,6 +112,12 @@ pub enum MachineError {
         /// What was wanted.
         wanted: &'static str,
     },
+    /// The guest knows of no power button.
+    #[error("the guest has no power button: it was booted without ACPI tables")]
+    NoButton,
+    /// The page of the generation id cannot be mapped.
+    #[error("memory for the VM generation id")]
+    Generation(#[source] vm_memory::mmap::MmapRegionError),
     /// The saved state as a whole is not readable.
     #[error("the saved machine state")]
     Container(#[from] cloudlet_snapshot::ContainerError),

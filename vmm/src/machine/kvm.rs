@@ -9,6 +9,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::MachineError;
+use super::acpi::GenerationId;
 use crate::memory::Ram;
 
 /// Where KVM on Intel puts the task state segment that it needs for real mode: three pages below
@@ -52,7 +53,11 @@ pub(super) fn open() -> Result<Kvm, MachineError> {
 }
 
 /// Create the VM with its in-kernel interrupt controllers and timer, and give it its memory.
-pub(super) fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<VmFd, MachineError> {
+pub(super) fn create_vm(
+    kvm: &Kvm,
+    ram: &Ram,
+    generation: Option<&GenerationId>,
+) -> Result<VmFd, MachineError> {
     let vm = loop {
         match kvm.create_vm() {
             // A signal arrived while KVM waited for something; it asks to be called again.
@@ -78,6 +83,14 @@ pub(super) fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<VmFd, MachineError> {
         // (the rule of memory/ram.rs), and `Machine` and every vCPU thread hold such a clone
         // until after their descriptors of this VM are closed.
         unsafe { vm.set_user_memory_region(slot.kvm_region(0)) }
+            .map_err(kvm_error("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    if let Some(generation) = generation {
+        let slot = ram.slots().iter().map(|slot| slot.index + 1).max();
+        // SAFETY: the page is mapped for as long as a clone of the `GenerationId` lives, and
+        // `Machine` and every vCPU thread hold one until after their descriptors of this VM are
+        // closed.
+        unsafe { vm.set_user_memory_region(generation.kvm_region(slot.unwrap_or(0))) }
             .map_err(kvm_error("KVM_SET_USER_MEMORY_REGION"))?;
     }
     vm.create_irq_chip()

@@ -6,6 +6,7 @@
 //! | `build.rs` | `boot` and `restore`: putting a machine together |
 //! | `kvm.rs` | the VM as KVM knows it, and the state of interrupt controllers, timer and clock |
 //! | `devices.rs` | which devices there are, where they sit, how they are wired |
+//! | `acpi.rs` | what the host can tell an ACPI guest: the power button, the generation id |
 //! | `power.rs` | the power-off port |
 //! | `handle.rs` | requests from other threads |
 //! | `state.rs` | the sections of a saved state |
@@ -15,6 +16,7 @@
 //! filter, paused; `resume` lets the guest run; `turn` handles events until it returns an exit
 //! reason. `pause` stops the guest at an instruction boundary, and only then can it be saved.
 
+mod acpi;
 mod build;
 mod devices;
 mod error;
@@ -30,6 +32,7 @@ use cloudlet_snapshot::Writer;
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::VmFd;
 
+pub use acpi::GenerationId;
 pub use devices::{VIRTIO_BASE, VIRTIO_GSI, VIRTIO_MAX, VirtioPlace};
 pub use error::MachineError;
 pub use handle::MachineHandle;
@@ -345,6 +348,17 @@ impl Machine {
     #[must_use]
     pub fn config(&self) -> &MachineConfig {
         &self.config
+    }
+
+    /// Press the power button: the guest is asked to shut itself down.
+    ///
+    /// # Errors
+    /// The guest was not told of a power button, because it has no ACPI tables.
+    pub fn press_power_button(&self) -> Result<(), MachineError> {
+        self.devices
+            .events()
+            .ok_or(MachineError::NoButton)?
+            .press_button()
     }
 
     /// Guest memory.

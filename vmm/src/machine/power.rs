@@ -2,6 +2,9 @@
 //! (ACPI 6.5, 4.8.3.2.1), of which only "sleep enable" is there. A halted guest cannot be told
 //! from an idle one when the interrupt controllers are in the kernel, so a guest that is done says
 //! so here, or asks the i8042 for a reset.
+//!
+//! Behind it is the sleep control register of hardware-reduced ACPI with its status register
+//! (4.8.3.7), which means the same and is what our tables tell of.
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -10,10 +13,17 @@ use crate::bus::BusDevice;
 /// I/O port; where ACPI tables of other virtual machines have it too.
 pub const PORT: u64 = 0x604;
 /// Number of ports.
-pub const PORTS: u64 = 2;
+pub const PORTS: u64 = 4;
+/// The sleep control register; its status register is the next port.
+pub const SLEEP_PORT: u64 = PORT + SLEEP_OFFSET;
+const SLEEP_OFFSET: u64 = 2;
+/// SLP_TYP of the one sleep state, which is off.
+pub const SLEEP_TYPE_OFF: u8 = 5;
 
 /// SLP_EN: enter the sleep state in SLP_TYP (bits 10 to 12), of which there is one here: off.
 const SLEEP_ENABLE: u16 = 1 << 13;
+/// The sleep control register's SLP_TYP (bits 2 to 4) and SLP_EN.
+const SLEEP_OFF: u8 = (SLEEP_TYPE_OFF << 2) | (1 << 5);
 
 /// The register.
 pub(super) struct PowerPort {
@@ -33,14 +43,42 @@ impl BusDevice for PowerPort {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if offset != 0 {
-            return;
-        }
-        if let Ok(bytes) = <[u8; 2]>::try_from(data)
-            && u16::from_le_bytes(bytes) & SLEEP_ENABLE != 0
-        {
+        let is_off = match (offset, data) {
+            (0, &[low, high]) => u16::from_le_bytes([low, high]) & SLEEP_ENABLE != 0,
+            (SLEEP_OFFSET, &[value]) => value & SLEEP_OFF == SLEEP_OFF,
+            _ => false,
+        };
+        if is_off {
             // The eventfd is the machine's own; were it gone, so would be whoever waits for it.
             let _ = self.off.write(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_registers_power_off_and_nothing_else_does() {
+        let off = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let mut port = PowerPort::new(off.try_clone().unwrap());
+        let harmless: [(u64, &[u8]); 7] = [
+            (0, &[0, 0x10]),
+            (0, &[0x20]),
+            (1, &[0x20]),
+            (2, &[0x14]),
+            (2, &[0x20]),
+            (2, &[0x34, 0]),
+            (3, &[0x80]),
+        ];
+        for (offset, data) in harmless {
+            port.write(offset, data);
+            assert!(off.read().is_err(), "{offset} {data:?}");
+        }
+        for (offset, data) in [(0, &[0, 0x20][..]), (2, &[0x34])] {
+            port.write(offset, data);
+            assert_eq!(off.read().unwrap(), 1);
         }
     }
 }
