@@ -7,6 +7,7 @@
 
 pub mod disk;
 pub mod i8042;
+pub mod rate;
 pub mod serial;
 pub mod virtio;
 
