@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::ArgPredicate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const EXIT_CODES: &str = "\
@@ -50,6 +51,9 @@ pub(crate) enum Command {
     /// Start VMs from a snapshot directory or a base VM
     #[command(after_help = RESTORE_HELP)]
     Restore(Restore),
+    /// Bootable images: kernel, initial RAM disk and root file system
+    #[command(subcommand)]
+    Image(Image),
     /// Base VMs: immutable images that overlays refer to
     #[command(subcommand)]
     Base(Base),
@@ -100,8 +104,19 @@ Exit codes when the VM ended by itself:
 
 Examples:
   cloudlet run
+  cloudlet run --image deb
   cloudlet run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0' --memory 512 --cpus 2
   cloudlet run --kernel app.elf --disk data.img,ro --name web --detach";
+
+const IMAGE_BUILD_HELP: &str = "\
+The image is a directory with vmlinuz, initrd.img, root.ext4 and manifest.json. It is made of the
+distribution's packages alone, which come from where this machine's apt gets them; the same versions
+give the same bytes. It needs mmdebstrap, and root or unprivileged user namespaces. DIR must not
+exist, and appears whole or not at all.
+
+Examples:
+  cloudlet image build debian deb
+  cloudlet image build debian py --include python3-minimal,python3-numpy --size 4096";
 
 const RESTORE_HELP: &str = "\
 SOURCE is a snapshot directory, or the tag or id of a base VM. The VMs run in the background, share
@@ -159,10 +174,14 @@ pub(crate) struct Run {
     /// Kernel: a Linux bzImage, or an ELF file with a PVH note or for the 64-bit Linux protocol
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
+    /// Bootable image (`cloudlet image`): its kernel, initial RAM disk and command line, and its
+    /// root as the first disk
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"])]
+    pub(crate) image: Option<PathBuf>,
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
-    /// Kernel command line
+    /// Kernel command line; of an image, what is added to its own
     #[arg(
         long,
         default_value = "",
@@ -176,8 +195,13 @@ pub(crate) struct Run {
     /// Number of vCPUs, 1 to 8
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) cpus: u8,
-    /// RAM in MiB
-    #[arg(long, default_value_t = 128, value_name = "MIB")]
+    /// RAM in MiB [default with --image: 512]
+    #[arg(
+        long,
+        default_value_t = 128,
+        default_value_if("image", ArgPredicate::IsPresent, "512"),
+        value_name = "MIB"
+    )]
     pub(crate) memory: u64,
     /// CPU model: host, x86-64-v2 or x86-64-v3
     #[arg(long, default_value = "host", value_name = "MODEL")]
@@ -230,6 +254,86 @@ pub(crate) struct Restore {
     pub(crate) clones: Option<u16>,
     #[command(flatten)]
     pub(crate) vm: NewVm,
+}
+
+/// `image`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Build a bootable image from a distribution's packages
+    #[command(after_help = IMAGE_BUILD_HELP)]
+    Build(ImageBuild),
+}
+
+/// `image build`
+#[derive(Debug, Args)]
+pub(crate) struct ImageBuild {
+    /// The distribution
+    pub(crate) distribution: Distribution,
+    /// The directory to make
+    pub(crate) out: PathBuf,
+    /// The distribution's release
+    #[arg(long, default_value = "bookworm", value_name = "NAME")]
+    pub(crate) suite: String,
+    /// Which of its kernels
+    #[arg(long, default_value = "cloud", value_name = "KIND")]
+    pub(crate) kernel: KernelKind,
+    /// What runs as the guest's first program
+    #[arg(long, default_value = "tiny", value_name = "KIND")]
+    pub(crate) init: InitKind,
+    /// More packages, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "PACKAGES")]
+    pub(crate) include: Vec<String>,
+    /// Size of the root file system in MiB; what is not used takes no space
+    #[arg(long, default_value_t = 2048, value_name = "MIB")]
+    pub(crate) size: u32,
+    /// Build it twice and compare
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+/// Distributions with a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Distribution {
+    /// Debian, by mmdebstrap
+    Debian,
+}
+
+/// Debian's kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KernelKind {
+    /// For virtual machines
+    Cloud,
+    /// With drivers for everything
+    Generic,
+}
+
+impl KernelKind {
+    /// The recipe's word for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Cloud => "cloud",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// The guest's first program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InitKind {
+    /// A script: mounts, a shell on the console, up soonest
+    Tiny,
+    /// systemd, for images with services
+    Systemd,
+}
+
+impl InitKind {
+    /// The recipe's word for it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tiny => "tiny",
+            Self::Systemd => "systemd",
+        }
+    }
 }
 
 /// `base`

@@ -4,12 +4,14 @@
 //! | --- | --- |
 //! | [`paths`], [`registry`], [`store`] | where things live: directories, VMs by name, base VMs |
 //! | [`image`], [`sparse`], [`pages`] | a VM's state as files, and its pages as the delta engine reads them |
+//! | [`boot_image`] | a kernel, an initial RAM disk and a root that belong together |
 //! | [`launch`], [`process`], [`control`] | starting a VMM process, being one, talking to one |
 //! | [`fetch`], [`synthesis`] | bytes of an overlay, and the VM they become |
 //! | [`guest`], [`picture`] | talking to the embedded guest |
 //! | [`serve`] | a directory of overlays over HTTP |
 #![forbid(unsafe_code)]
 
+pub mod boot_image;
 pub mod control;
 pub mod fetch;
 pub mod guest;

@@ -8,6 +8,7 @@ extern crate alloc;
 pub mod client;
 pub mod digits;
 pub mod hash;
+pub mod linux;
 pub mod protocol;
 
 /// The unikernel: an ELF image that boots by its PVH note or by the 64-bit Linux boot protocol.

@@ -4,6 +4,7 @@ mod app;
 mod base;
 mod console;
 mod demo;
+mod image;
 mod output;
 mod overlay;
 mod run;
@@ -60,6 +61,7 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Console(vm) => console::console(&context, &vm.name)?,
         Command::Snapshot(args) => snapshot::snapshot(&context, args)?,
         Command::Restore(args) => snapshot::restore(&context, args)?,
+        Command::Image(command) => image::image(&context, command)?,
         Command::Base(command) => base::base(&context, command)?,
         Command::Overlay(command) => overlay::overlay(&context, command)?,
         Command::Synthesize(args) => synthesize::synthesize(&context, args)?,

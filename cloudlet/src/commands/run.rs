@@ -1,9 +1,10 @@
 //! `run`: boots a VM, attached to the terminal or in the background.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use cloudlet::boot_image::BootImage;
 use cloudlet::launch::{BootSource, DiskSource, Source, Vmm};
 use serde_json::json;
 
@@ -14,17 +15,31 @@ use crate::cli::Run;
 const EMPTY_MIB_MAX: u64 = 1 << 20;
 
 pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
-    let disks = args
+    let mut disks = args
         .disks
         .iter()
         .map(|text| parse_disk(text))
         .collect::<Result<Vec<_>>>()?;
     let optional =
         |path: &Option<PathBuf>, what| path.as_deref().map(|path| existing(path, what)).transpose();
+    let image = args.image.as_deref().map(open_image).transpose()?;
+    let (kernel, initrd, cmdline) = match image {
+        Some(image) => {
+            disks.insert(0, root_disk(image.root));
+            let words = [image.manifest.cmdline.as_str(), args.cmdline.as_str()];
+            let cmdline = words.join(" ").trim_end().to_owned();
+            (Some(image.kernel), Some(image.initrd), cmdline)
+        }
+        None => (
+            optional(&args.kernel, "kernel")?,
+            optional(&args.initrd, "initial RAM disk")?,
+            args.cmdline.clone(),
+        ),
+    };
     let source = Source::Boot(BootSource {
-        kernel: optional(&args.kernel, "kernel")?,
-        initrd: optional(&args.initrd, "initial RAM disk")?,
-        cmdline: args.cmdline.clone(),
+        kernel,
+        initrd,
+        cmdline,
         disks,
         cpus: args.cpus,
         memory_mib: args.memory,
@@ -41,6 +56,21 @@ pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     attend(vmm)
+}
+
+/// The image in `dir`, with paths that a VMM process understands.
+fn open_image(dir: &Path) -> Result<BootImage> {
+    let dir = existing(dir, "image")?;
+    BootImage::open(&dir).with_context(|| format!("{} is no bootable image", dir.display()))
+}
+
+/// An image's root as a disk.
+fn root_disk(image: PathBuf) -> DiskSource {
+    DiskSource {
+        image: Some(image),
+        empty_len: 0,
+        read_only: false,
+    }
 }
 
 /// Shows the guest's console until the VM ends or the user has had enough; its exit code is ours.

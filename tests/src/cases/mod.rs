@@ -11,6 +11,7 @@ mod apps;
 mod bases;
 mod cli;
 mod host_faults;
+mod images;
 mod isolation;
 mod lifecycle;
 mod linux;
@@ -143,6 +144,7 @@ pub fn all() -> Vec<Case> {
     [
         cli::CASES,
         lifecycle::CASES,
+        images::CASES,
         host_faults::CASES,
         isolation::CASES,
         snapshots::CASES,

@@ -1,0 +1,15 @@
+//! The recipe for Linux images, `linux/build-debian`, and what it puts into them.
+
+/// The name of the recipe's script among [`RECIPE`].
+pub const RECIPE_SCRIPT: &str = "build-debian";
+
+/// The recipe's files: name, mode and contents. They belong into one directory.
+pub const RECIPE: &[(&str, u32, &[u8])] = &[
+    (
+        RECIPE_SCRIPT,
+        0o755,
+        include_bytes!("../linux/build-debian"),
+    ),
+    ("init", 0o755, include_bytes!("../linux/init")),
+    ("initrd-init", 0o755, include_bytes!("../linux/initrd-init")),
+];

@@ -1,0 +1,130 @@
+//! Bootable images: directories that `run --image` boots, and the recipe's errors.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use cloudlet_resources::{GUEST_ELF, GUEST_READY};
+use serde_json::json;
+
+use super::{Case, Needs};
+use crate::ensure;
+use crate::failure::{Failure, Outcome};
+use crate::host::Host;
+use crate::process::Process;
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "images_run_boots_kernel_initrd_and_root",
+        run: boots,
+        needs: Needs::GUEST,
+    },
+    Case {
+        name: "images_a_damaged_one_is_refused",
+        run: damaged,
+        needs: Needs::NO_GUEST,
+    },
+    Case {
+        name: "images_build_says_what_is_missing",
+        run: missing,
+        needs: Needs::NO_GUEST,
+    },
+];
+
+const ROOT_LEN: usize = 1 << 20;
+
+/// An image whose kernel is the embedded guest, and whose root has no more of ext4 than its magic
+/// number: the embedded guest asks for neither initial RAM disk nor file system.
+fn image(host: &Host) -> Outcome<PathBuf> {
+    let dir = host.path("image");
+    fs::create_dir(&dir)?;
+    let mut root = vec![0; ROOT_LEN];
+    root[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xef]);
+    fs::write(dir.join("vmlinuz"), GUEST_ELF)?;
+    fs::write(dir.join("initrd.img"), b"initrd")?;
+    fs::write(dir.join("root.ext4"), &root)?;
+    let digest = |bytes: usize| json!({ "bytes": bytes, "sha256": "" });
+    let manifest = json!({
+        "format": 1,
+        "source": "the embedded guest",
+        "cmdline": "image-word",
+        "files": {
+            "vmlinuz": digest(GUEST_ELF.len()),
+            "initrd.img": digest(6),
+            "root.ext4": digest(ROOT_LEN),
+        },
+    });
+    fs::write(dir.join("manifest.json"), manifest.to_string())?;
+    Ok(dir)
+}
+
+fn boots(host: &Host) -> Outcome {
+    let dir = image(host)?;
+    let image = text(&dir)?;
+    host.ok(&["run", "--image", image, "--name", "vm", "--detach"])?;
+    host.wait_for_console("vm", GUEST_READY)?;
+    let status = host.status("vm")?;
+    ensure!(
+        status["disks"] == 1 && status["memory_mib"] == 512,
+        "the VM is not as the image and the defaults say: {status}"
+    );
+    host.ok(&["stop", "vm"])?;
+    let stderr = host.fails(&["run", "--image", image, "--kernel", "k"], 2)?;
+    ensure!(stderr.contains("--kernel"), "unexpected: {stderr}");
+    Ok(())
+}
+
+fn damaged(host: &Host) -> Outcome {
+    let dir = image(host)?;
+    let root = fs::File::options()
+        .write(true)
+        .open(dir.join("root.ext4"))?;
+    root.set_len(ROOT_LEN as u64 - 512)?;
+    let stderr = host.fails(&["run", "--image", text(&dir)?], 1)?;
+    ensure!(
+        stderr.contains("root.ext4") && stderr.contains("should have 1048576"),
+        "the message does not say what is wrong: {stderr}"
+    );
+    Ok(())
+}
+
+/// With a PATH that has only what the recipe begins with, it names what is not installed, and
+/// leaves nothing.
+fn missing(host: &Host) -> Outcome {
+    let bin = host.path("bin");
+    fs::create_dir(&bin)?;
+    for tool in ["bash", "setpriv", "dirname", "uname"] {
+        symlink(which(tool)?, bin.join(tool))?;
+    }
+    let mut command = host.command(&["image", "build", "debian", "out"]);
+    command.env("PATH", &bin);
+    let stderr = Process::spawn(&mut command, Stdio::null())?
+        .wait(host.limit(Duration::from_secs(20)))?
+        .expect_code(1)?
+        .stderr;
+    ensure!(
+        stderr.contains("apt-get install mmdebstrap"),
+        "the message does not say what to install: {stderr}"
+    );
+    let left: Vec<_> = fs::read_dir(host.path(""))?
+        .filter_map(|entry| Some(entry.ok()?.file_name()))
+        .filter(|name| !["bin", "data", "run"].iter().any(|known| name == known))
+        .collect();
+    ensure!(left.is_empty(), "something is left: {left:?}");
+    Ok(())
+}
+
+fn which(tool: &str) -> Outcome<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(tool))
+        .find(|file| file.is_file())
+        .ok_or_else(|| Failure::new(format!("{tool} is not installed")))
+}
+
+fn text(path: &Path) -> Outcome<&str> {
+    path.to_str()
+        .ok_or_else(|| Failure::new("the temporary directory's name is not UTF-8"))
+}
