@@ -1,6 +1,9 @@
 //! Builds the embedded guest from source: the unikernel and the applications are compiled by the
 //! same rustc for the only target it needs to have, without the standard library, and linked by
 //! rustc's own lld with linker scripts of ours. Always optimised, whatever the profile.
+//!
+//! The agent of Linux guests has dependencies, so cargo builds it, as a static program, in a target
+//! directory of its own below this build's. What it needs has been fetched for the host's side.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,6 +48,11 @@ fn main() {
     for program in &PROGRAMS {
         compile(&root, &out, program);
     }
+    for path in ["../Cargo.toml", "../Cargo.lock", "../agent/Cargo.toml"] {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    watch(&root.join("../agent/src"));
+    agent(&root, &out);
 }
 
 /// Names every file below `folder` to cargo.
@@ -86,6 +94,33 @@ fn rustc(root: &Path, crate_type: &str, name: &str) -> Command {
 fn run(mut command: Command, what: &str) {
     let status = command.status().expect("rustc can be started");
     assert!(status.success(), "the guest's `{what}` does not build");
+}
+
+/// The agent, static, so that it runs on any Linux. The environment that cargo set for the build
+/// around this one (lints, instrumentation, a wrapper of rustc) is not for it.
+fn agent(root: &Path, out: &Path) {
+    let target_dir = out.join("agent");
+    let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets it"));
+    cargo
+        .current_dir(root.join("../agent"))
+        .args(["build", "--quiet", "--locked", "--bin", "cloudlet-agent"])
+        .args(["--profile", "agent", "--target", TARGET, "--target-dir"])
+        .arg(&target_dir)
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            "-Ctarget-feature=+crt-static\u{1f}-Crelocation-model=static",
+        );
+    for name in [
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "CARGO_TARGET_DIR",
+    ] {
+        cargo.env_remove(name);
+    }
+    let status = cargo.status().expect("cargo can be started");
+    assert!(status.success(), "the agent does not build");
+    let built = target_dir.join(TARGET).join("agent/cloudlet-agent");
+    fs::copy(built, out.join("cloudlet-agent")).expect("the agent can be copied");
 }
 
 /// The crate `shared`, which every guest program uses.

@@ -1,6 +1,7 @@
 //! The command line: what can be said, with its help. What is done about it stands in
 //! `commands/`, a file a group.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::ArgPredicate;
@@ -45,6 +46,15 @@ pub(crate) enum Command {
     Stop(Vm),
     /// Attach to a VM's serial console; Ctrl-] detaches
     Console(Vm),
+    /// Run a command in a Linux guest
+    #[command(after_help = EXEC_HELP)]
+    Exec(Exec),
+    /// Copy files and directories to a Linux guest or from it
+    #[command(after_help = CP_HELP)]
+    Cp(Cp),
+    /// Have a Linux guest write out, discard free disk blocks and drop its caches
+    #[command(after_help = SYNC_HELP)]
+    Sync(Vm),
     /// Write a VM's machine state, RAM and disks into a new directory
     #[command(after_help = "Example:\n  cloudlet snapshot web /var/tmp/web-1")]
     Snapshot(Snapshot),
@@ -137,6 +147,43 @@ Examples:
   cloudlet synthesize https://cloudlet.example/fluid.overlay --rate 38 --wait
   cloudlet synthesize http://10.0.0.2:8080/fluid.overlay --no-early-start";
 
+const EXEC_HELP: &str = "\
+Needs the agent in the guest. The command's standard input, output and error are those of this one;
+SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to its process group, which ends when this command
+ends. It runs as the agent's user (root) with a small environment, in the root directory.
+
+Exit codes:
+  the command's own, or 128 and its signal
+  125  this command failed; the message says why
+  126  the command cannot be run
+  127  there is no such command
+
+Examples:
+  cloudlet exec web -- uname -a
+  cloudlet exec web --cwd /srv --env DEBUG=1 -- ./server --port 80
+  cloudlet exec -t web -- bash
+  tar c dir | cloudlet exec web -- tar x -C /srv";
+
+const CP_HELP: &str = "\
+One of the two is in the guest, as VM:PATH, and needs the agent there; a path on the host with a colon
+in it is written ./a:b. A directory is copied with all that is in it. If DST is a directory, the copy
+is made in it; otherwise it gets that name. DIR/. stands for what is in DIR.
+
+Modes and times of change are kept (from a guest without set-user-ID and such), owners are not, links
+are copied as links, devices and sockets are left out. A file appears under its name when it is whole.
+
+Examples:
+  cloudlet cp server.conf web:/etc/
+  cloudlet cp web:/var/log ./logs
+  cloudlet cp site/. web:/srv/www";
+
+const SYNC_HELP: &str = "\
+What the guest has deleted, and what it only caches, need not be in a snapshot or an overlay. Needs the
+agent in the guest.
+
+Example:
+  cloudlet sync web && cloudlet snapshot web /var/tmp/web-1";
+
 const CALL_HELP: &str = "\
 Requests of `fluid`:   frame TANK [WIDTH HEIGHT] | poke TANK X Y FORCE | stats
 Requests of `object`:  recognise (with --attach IMAGE or --sample N) | stats
@@ -152,6 +199,37 @@ pub(crate) struct Vm {
     /// The VM's name
     #[arg(value_name = "VM")]
     pub(crate) name: String,
+}
+
+/// `exec`
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+    /// Give the command a terminal
+    #[arg(long, short)]
+    pub(crate) tty: bool,
+    /// Set a variable of the command's environment
+    #[arg(long = "env", short, value_name = "NAME=VALUE")]
+    pub(crate) environment: Vec<OsString>,
+    /// Run it in this directory
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub(crate) cwd: OsString,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// `cp`
+#[derive(Debug, Args)]
+pub(crate) struct Cp {
+    /// What to copy: PATH or VM:PATH
+    #[arg(value_name = "SRC")]
+    pub(crate) source: OsString,
+    /// Where to: VM:PATH or PATH
+    #[arg(value_name = "DST")]
+    pub(crate) destination: OsString,
 }
 
 /// `demo`

@@ -7,10 +7,12 @@
 //! | [`boot_image`] | a kernel, an initial RAM disk and a root that belong together |
 //! | [`launch`], [`process`], [`control`] | starting a VMM process, being one, talking to one |
 //! | [`fetch`], [`synthesis`] | bytes of an overlay, and the VM they become |
+//! | [`agent`] | talking to the agent of a Linux guest |
 //! | [`guest`], [`picture`] | talking to the embedded guest |
 //! | [`serve`] | a directory of overlays over HTTP |
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod boot_image;
 pub mod control;
 pub mod fetch;

@@ -28,6 +28,30 @@ pub enum ClientError {
     Handshake(String),
 }
 
+/// Asks a VM's vsock socket for a connection to the guest's `port`; afterwards `stream` is that.
+///
+/// # Errors
+/// When the stream fails or the other side does not say `OK`. Where nobody listens in the guest it
+/// says nothing.
+pub fn shake_hands(stream: &mut (impl Read + Write), port: u32) -> Result<(), ClientError> {
+    stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.last() != Some(&b'\n') && line.len() < HANDSHAKE_MAX {
+        // Byte by byte: what follows the line belongs to the connection.
+        if stream.read(&mut byte)? == 0 {
+            break;
+        }
+        line.push(byte[0]);
+    }
+    let line = String::from_utf8_lossy(&line);
+    if line.starts_with("OK ") && line.ends_with('\n') {
+        Ok(())
+    } else {
+        Err(ClientError::Handshake(line.into_owned()))
+    }
+}
+
 /// An answer of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -54,22 +78,8 @@ impl<S: Read + Write> Client<S> {
     /// # Errors
     /// When the stream fails or the other side does not say `OK`.
     pub fn connect(mut stream: S, port: u32) -> Result<Client<S>, ClientError> {
-        stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
-        let mut line = Vec::new();
-        let mut byte = [0];
-        while line.last() != Some(&b'\n') && line.len() < HANDSHAKE_MAX {
-            // Byte by byte: what follows the line belongs to the connection.
-            if stream.read(&mut byte)? == 0 {
-                break;
-            }
-            line.push(byte[0]);
-        }
-        let line = String::from_utf8_lossy(&line);
-        if line.starts_with("OK ") && line.ends_with('\n') {
-            Ok(Client { stream })
-        } else {
-            Err(ClientError::Handshake(line.into_owned()))
-        }
+        shake_hands(&mut stream, port)?;
+        Ok(Client { stream })
     }
 
     /// The stream underneath.

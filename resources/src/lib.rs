@@ -1,6 +1,8 @@
-//! What the product embeds: the unikernel guest, its applications, and what they speak.
+//! What the product embeds: the unikernel guest, its applications, what they speak, and the agent of
+//! Linux guests.
 //!
-//! Nothing here is prebuilt: `build.rs` compiles the guest programs from `guest/`.
+//! Nothing here is prebuilt: `build.rs` compiles the guest programs from `guest/`, and the agent from
+//! the workspace.
 #![forbid(unsafe_code)]
 
 extern crate alloc;
@@ -31,3 +33,13 @@ pub const APP_FLUID: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/fluid"));
 /// `object`: a recogniser of handwritten digits. Parameters `mib= probes=`; its data are training
 /// records ([`digits::training`]); requests `recognise` with 64 pixel bytes attached, `stats`.
 pub const APP_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/object"));
+
+/// The agent of Linux guests: a static program for any x86-64 Linux from 4.19 on.
+pub const AGENT_ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cloudlet-agent"));
+
+/// Where the agent belongs in a guest, mode 0755; [`AGENT_SERVICE`] starts it there.
+pub const AGENT_PATH: &str = "/usr/lib/cloudlet/cloudlet-agent";
+
+/// The agent's unit for systemd, as `cloudlet-agent.service`. Elsewhere the agent needs nothing but to
+/// be started as root: it waits for its vsock to appear.
+pub const AGENT_SERVICE: &str = include_str!("../linux/cloudlet-agent.service");

@@ -12,6 +12,7 @@ const MAY_USE: &[(&str, &[&str], &[&str])] = &[
     ("cloudlet-overlay", &[], &[]),
     ("cloudlet-snapshot", &[], &[]),
     ("cloudlet-resources", &[], &[]),
+    ("cloudlet-agent", &[], &[]),
     (
         "cloudlet-vmm",
         &["cloudlet-snapshot"],
@@ -20,6 +21,7 @@ const MAY_USE: &[(&str, &[&str], &[&str])] = &[
     (
         "cloudlet",
         &[
+            "cloudlet-agent",
             "cloudlet-overlay",
             "cloudlet-snapshot",
             "cloudlet-resources",
@@ -31,6 +33,7 @@ const MAY_USE: &[(&str, &[&str], &[&str])] = &[
         "tests",
         &[
             "cloudlet",
+            "cloudlet-agent",
             "cloudlet-overlay",
             "cloudlet-snapshot",
             "cloudlet-resources",

@@ -75,11 +75,11 @@ fn relay_input(mut stream: UnixStream) {
 
 /// The terminal on standard input, handing over each key as it is typed; as it was before when
 /// dropped.
-struct RawTerminal(Option<Termios>);
+pub(super) struct RawTerminal(Option<Termios>);
 
 impl RawTerminal {
     /// Does nothing where standard input is no terminal.
-    fn enter() -> Self {
+    pub(super) fn enter() -> Self {
         let stdin = rustix::stdio::stdin();
         let Ok(before) = rustix::termios::tcgetattr(stdin) else {
             return Self(None);

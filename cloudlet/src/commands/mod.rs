@@ -3,7 +3,9 @@
 mod app;
 mod base;
 mod console;
+mod copy;
 mod demo;
+mod exec;
 mod image;
 mod output;
 mod overlay;
@@ -14,6 +16,7 @@ mod snapshot;
 mod synthesize;
 mod vm;
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -59,6 +62,9 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Resume(vm) => vm::change(&context, &vm.name, &Request::Resume)?,
         Command::Stop(vm) => vm::stop(&context, &vm.name)?,
         Command::Console(vm) => console::console(&context, &vm.name)?,
+        Command::Exec(args) => return Ok(exec::exec(&context, args)),
+        Command::Cp(args) => return copy::copy(&context, args),
+        Command::Sync(vm) => vm::sync(&context, &vm.name)?,
         Command::Snapshot(args) => snapshot::snapshot(&context, args)?,
         Command::Restore(args) => snapshot::restore(&context, args)?,
         Command::Image(command) => image::image(&context, command)?,
@@ -94,6 +100,24 @@ impl Host {
             anyhow::bail!("{name} has ended: {report} (`cloudlet stop {name}` forgets it)");
         }
         Ok(Client::connect(&dir.control_socket())?)
+    }
+
+    /// The socket of a living VM's vsock.
+    fn vsock_of(&self, name: &str) -> Result<PathBuf> {
+        let status = self.connect(name)?.ask(&Request::Status)?;
+        let path = status["vsock"]
+            .as_str()
+            .with_context(|| format!("{name} has no vsock"))?;
+        Ok(path.into())
+    }
+
+    /// A connection to the agent in the VM named `name`.
+    fn agent_of(&self, name: &str) -> Result<UnixStream> {
+        let status = self.connect(name)?.ask(&Request::Status)?;
+        if status["state"] == "paused" {
+            anyhow::bail!("{name} is paused, and so is its agent: `cloudlet resume {name}`");
+        }
+        cloudlet::agent::connect(&self.vsock_of(name)?).with_context(|| name.to_owned())
     }
 
     /// Asks the VM named `name` for something, with a progress bar on a terminal.

@@ -1,4 +1,4 @@
-//! `ps`, `status`, `pause`, `resume`, `stop`.
+//! `ps`, `status`, `pause`, `resume`, `stop`, `sync`.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use cloudlet::registry::{self, VmDir};
 use serde_json::{Value, json};
 
 use super::Host;
-use super::output::{table, text_of};
+use super::output::{megabytes, table, text_of};
 
 /// How long a VM may take to answer `ps`.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -88,6 +88,33 @@ fn describe(state: &Value) -> String {
 pub(super) fn change(host: &Host, name: &str, request: &Request) -> Result<()> {
     let result = host.ask(name, request)?;
     host.output.result(&result, String::new);
+    Ok(())
+}
+
+/// Has a guest give back what it does not need.
+pub(super) fn sync(host: &Host, name: &str) -> Result<()> {
+    let trimmed = cloudlet::agent::sync(host.agent_of(name)?)
+        .with_context(|| format!("cannot sync {name}"))?;
+    let total: u64 = trimmed
+        .iter()
+        .filter_map(|one| one.result.as_ref().ok())
+        .sum();
+    let list = trimmed.iter().map(|one| {
+        let (bytes, error) = (one.result.as_ref().ok(), one.result.as_ref().err());
+        json!({ "path": one.path, "trimmed_bytes": bytes, "error": error })
+    });
+    let value = json!({
+        "name": name,
+        "trimmed_bytes": total,
+        "file_systems": list.collect::<Vec<_>>(),
+    });
+    host.output.result(&value, || {
+        let lines = trimmed.iter().map(|one| match &one.result {
+            Ok(bytes) => format!("{}: {} trimmed", one.path, megabytes(*bytes)),
+            Err(why) => format!("{}: not trimmed: {why}", one.path),
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    });
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use crate::failure::Outcome;
 use crate::host::{Host, Lane};
 use crate::linux as guests;
 
+mod agent;
 mod apps;
 mod bases;
 mod cli;
@@ -150,6 +151,7 @@ pub fn all() -> Vec<Case> {
         snapshots::CASES,
         bases::CASES,
         apps::CASES,
+        agent::CASES,
         overlays::CASES,
         synthesis::CASES,
         linux::CASES,

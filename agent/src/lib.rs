@@ -1,0 +1,17 @@
+//! The agent in Linux guests, and the protocol that the host speaks with it.
+//!
+//! | module | room for |
+//! | --- | --- |
+//! | [`protocol`] | frames, requests, replies: bytes, no system calls |
+//! | [`connection`] | frames over a socket |
+//! | [`tree`] | files and directories as frames: sending them, and receiving them without being fooled |
+//! | [`server`] | the agent itself: sessions, commands, trimming |
+//! | `sys` | the calls that need `unsafe` |
+#![deny(unsafe_code)]
+
+pub mod connection;
+pub mod protocol;
+pub mod server;
+#[allow(unsafe_code)]
+mod sys;
+pub mod tree;

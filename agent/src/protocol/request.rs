@@ -1,0 +1,216 @@
+//! What the host says.
+
+use super::codec::{Builder, Fields};
+use super::{Error, Frame, PATH_MAX, PAYLOAD_MAX, Stream, VERSION, WORDS_MAX, kind};
+use crate::tree::Entry;
+
+/// The first bytes of a hello.
+const MAGIC: [u8; 8] = *b"CLDAGENT";
+
+/// Who is there: the first frame of either side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello;
+
+impl Hello {
+    pub(super) fn encode(out: &mut Vec<u8>) -> Result<(), Error> {
+        let frame = Builder::new(out, kind::HELLO);
+        frame.raw(&MAGIC).u32(VERSION).end()
+    }
+
+    /// Reads a hello of this version. One of another may go on after the version.
+    pub(super) fn decode(payload: &[u8]) -> Result<Self, Error> {
+        let Some((version, rest)) = payload
+            .strip_prefix(&MAGIC)
+            .and_then(<[u8]>::split_first_chunk)
+        else {
+            return Err(Error::Magic);
+        };
+        match u32::from_le_bytes(*version) {
+            VERSION if rest.is_empty() => Ok(Self),
+            VERSION => Err(Error::Malformed("hello")),
+            other => Err(Error::Version(other)),
+        }
+    }
+}
+
+/// The size of a terminal in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Lines.
+    pub rows: u16,
+    /// Characters a line.
+    pub columns: u16,
+}
+
+/// A command to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exec<'a> {
+    /// The command and its arguments; at least one.
+    pub arguments: Vec<&'a [u8]>,
+    /// Variables as `NAME=VALUE`, beside what every command gets.
+    pub environment: Vec<&'a [u8]>,
+    /// Its directory; the root directory if empty.
+    pub directory: &'a [u8],
+    /// The size of the terminal it gets, if it gets one.
+    pub terminal: Option<Size>,
+}
+
+impl<'a> Exec<'a> {
+    fn encode(&self, out: &mut Vec<u8>) -> Result<(), Error> {
+        let size = self.terminal.unwrap_or_default();
+        let mut frame = Builder::new(out, kind::EXEC)
+            .flag(self.terminal.is_some())
+            .u16(size.rows)
+            .u16(size.columns)
+            .bytes(self.directory);
+        for words in [&self.arguments, &self.environment] {
+            frame = frame.count(words.len());
+            for word in words {
+                frame = frame.bytes(word);
+            }
+        }
+        frame.end()
+    }
+
+    fn decode(payload: &'a [u8]) -> Result<Self, Error> {
+        let mut fields = Fields::new(payload, "exec");
+        let terminal = fields.flag()?;
+        let size = Size {
+            rows: fields.u16()?,
+            columns: fields.u16()?,
+        };
+        let directory = fields.c_bytes(PATH_MAX)?;
+        let arguments = words(&mut fields)?;
+        let environment = words(&mut fields)?;
+        let variable = |word: &&[u8]| word.iter().skip(1).any(|&byte| byte == b'=');
+        let bad_size = !terminal && size != Size::default();
+        if bad_size || arguments.is_empty() || !environment.iter().all(variable) {
+            return Err(fields.malformed());
+        }
+        fields.end()?;
+        Ok(Self {
+            arguments,
+            environment,
+            directory,
+            terminal: terminal.then_some(size),
+        })
+    }
+}
+
+fn words<'a>(fields: &mut Fields<'a>) -> Result<Vec<&'a [u8]>, Error> {
+    let count = fields.count(WORDS_MAX)?;
+    let mut words = Vec::new();
+    for _ in 0..count {
+        words.push(fields.c_bytes(PAYLOAD_MAX)?);
+    }
+    Ok(words)
+}
+
+/// What the host says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// Who is there.
+    Hello(Hello),
+    /// Run a command.
+    Exec(Exec<'a>),
+    /// Take a tree, to be at `path`, or in it as `name` if it is a directory.
+    Put {
+        /// Where to.
+        path: &'a [u8],
+        /// The name in a directory; empty if the tree's contents are to be the directory's.
+        name: &'a [u8],
+    },
+    /// Send the tree at this path.
+    Get(&'a [u8]),
+    /// Trim disks and drop caches.
+    Sync,
+    /// More of the command's standard input.
+    Stdin(&'a [u8]),
+    /// Its end.
+    StdinEnd,
+    /// So many bytes of a stream were passed on.
+    Taken(Stream, usize),
+    /// A signal for the command's process group.
+    Signal(u32),
+    /// The terminal has another size.
+    Resize(Size),
+    /// A part of a tree.
+    Tree(Entry<'a>),
+}
+
+impl<'a> Request<'a> {
+    /// Appends the request to `out`, as one frame.
+    ///
+    /// # Errors
+    /// When it is longer than a frame may be.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), Error> {
+        match self {
+            Self::Hello(Hello) => Hello::encode(out),
+            Self::Exec(exec) => exec.encode(out),
+            Self::Put { path, name } => Builder::new(out, kind::PUT).bytes(path).bytes(name).end(),
+            Self::Get(path) => Builder::new(out, kind::GET).bytes(path).end(),
+            Self::Sync => Builder::new(out, kind::SYNC).end(),
+            Self::Stdin(bytes) => Builder::new(out, kind::STDIN).raw(bytes).end(),
+            Self::StdinEnd => Builder::new(out, kind::STDIN_END).end(),
+            Self::Taken(Stream::Stdout, bytes) => {
+                Builder::new(out, kind::TAKEN_STDOUT).count(*bytes).end()
+            }
+            Self::Taken(Stream::Stderr, bytes) => {
+                Builder::new(out, kind::TAKEN_STDERR).count(*bytes).end()
+            }
+            Self::Signal(signal) => Builder::new(out, kind::SIGNAL).u32(*signal).end(),
+            Self::Resize(size) => Builder::new(out, kind::RESIZE)
+                .u16(size.rows)
+                .u16(size.columns)
+                .end(),
+            Self::Tree(entry) => entry.encode(out),
+        }
+    }
+
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// When it is no request, or one out of bounds.
+    pub fn decode(frame: Frame<'a>) -> Result<Self, Error> {
+        let fields = |what| Fields::new(frame.payload, what);
+        let (request, fields) = match frame.kind {
+            kind::HELLO => return Hello::decode(frame.payload).map(Self::Hello),
+            kind::EXEC => return Exec::decode(frame.payload).map(Self::Exec),
+            kind::STDIN => return Ok(Self::Stdin(frame.payload)),
+            kind::PUT => {
+                let mut fields = fields("put");
+                let path = fields.c_bytes(PATH_MAX)?;
+                let name = fields.c_bytes(PATH_MAX)?;
+                (Self::Put { path, name }, fields)
+            }
+            kind::GET => {
+                let mut fields = fields("get");
+                (Self::Get(fields.c_bytes(PATH_MAX)?), fields)
+            }
+            kind::SYNC => (Self::Sync, fields("sync")),
+            kind::STDIN_END => (Self::StdinEnd, fields("stdin end")),
+            kind::TAKEN_STDOUT | kind::TAKEN_STDERR => {
+                let mut fields = fields("taken");
+                let bytes = fields.count(super::WINDOW)?;
+                let stream = match frame.kind {
+                    kind::TAKEN_STDOUT => Stream::Stdout,
+                    _ => Stream::Stderr,
+                };
+                (Self::Taken(stream, bytes), fields)
+            }
+            kind::SIGNAL => {
+                let mut fields = fields("signal");
+                (Self::Signal(fields.u32()?), fields)
+            }
+            kind::RESIZE => {
+                let mut fields = fields("resize");
+                let rows = fields.u16()?;
+                let columns = fields.u16()?;
+                (Self::Resize(Size { rows, columns }), fields)
+            }
+            _ => return Entry::decode(frame).map(Self::Tree),
+        };
+        fields.end()?;
+        Ok(request)
+    }
+}

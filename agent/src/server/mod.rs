@@ -1,0 +1,218 @@
+//! The agent: takes connections, and serves each in a thread of its own.
+
+mod copy;
+mod exec;
+mod sync;
+
+use std::convert::Infallible;
+use std::fs::Permissions;
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::connection::{self, Incoming, Outgoing};
+use crate::protocol::{self, Hello, Reply, Request};
+use crate::{sys, tree};
+
+/// Sessions at a time.
+pub const SESSIONS_MAX: usize = 64;
+/// Connections that may wait to be taken.
+const BACKLOG: i32 = 32;
+/// How long a connection may take to say what it wants.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the other side may take to read the last words.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait when there is no vsock yet, or no descriptor for a connection.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why the agent cannot serve, or a session failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot listen.
+    #[error("cannot listen on {0}")]
+    Listen(String, #[source] io::Error),
+    /// The connection is of no use any more.
+    #[error(transparent)]
+    Connection(#[from] connection::Error),
+    /// The request makes no sense here.
+    #[error("the request was not expected here")]
+    Unexpected,
+    /// Too many sessions.
+    #[error("the agent serves {SESSIONS_MAX} sessions already")]
+    Busy,
+    /// A tree cannot be read or written.
+    #[error(transparent)]
+    Tree(#[from] tree::Error),
+    /// The system refused.
+    #[error("cannot {0}")]
+    System(&'static str, #[source] io::Error),
+}
+
+impl From<protocol::Error> for Error {
+    fn from(error: protocol::Error) -> Self {
+        Self::Connection(error.into())
+    }
+}
+
+/// An error and what led to it, in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// Where the agent listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A vsock port; only the host is served.
+    Vsock(u32),
+    /// A Unix socket, of its owner only.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Reads `vsock:PORT` or `unix:PATH`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.split_once(':')? {
+            ("vsock", port) => port.parse().ok().map(Self::Vsock),
+            ("unix", path) if !path.is_empty() => Some(Self::Unix(path.into())),
+            _ => None,
+        }
+    }
+}
+
+enum Listener {
+    Vsock(OwnedFd),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    fn new(address: &Address) -> Result<Self, Error> {
+        match address {
+            Address::Vsock(port) => Ok(Self::Vsock(listen_on_vsock(*port))),
+            Address::Unix(path) => {
+                let failed = |error| Error::Listen(path.display().to_string(), error);
+                let listener = UnixListener::bind(path).map_err(failed)?;
+                std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+                Ok(Self::Unix(listener))
+            }
+        }
+    }
+
+    /// The next connection that is to be served.
+    fn accept(&self) -> io::Result<Option<UnixStream>> {
+        match self {
+            Self::Vsock(socket) => Ok(sys::accept(socket)?.map(UnixStream::from)),
+            Self::Unix(listener) => listener.accept().map(|(stream, _)| Some(stream)),
+        }
+    }
+}
+
+/// Listens as soon as there is a vsock: its module may come after the agent.
+fn listen_on_vsock(port: u32) -> OwnedFd {
+    let mut told = false;
+    loop {
+        match sys::listen(port, BACKLOG) {
+            Ok(socket) => return socket,
+            Err(error) if !told => {
+                eprintln!("cloudlet-agent: cannot listen on vsock port {port} yet: {error}");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        thread::sleep(RETRY_PAUSE);
+    }
+}
+
+/// Serves for ever.
+///
+/// # Errors
+/// When it cannot listen.
+pub fn run(address: &Address) -> Result<Infallible, Error> {
+    let listener = Listener::new(address)?;
+    let sessions = Arc::new(());
+    loop {
+        match listener.accept() {
+            Ok(Some(stream)) => start(stream, &sessions),
+            Ok(None) => {}
+            // Out of descriptors or memory, or a connection that was gone again.
+            Err(_) => thread::sleep(RETRY_PAUSE / 10),
+        }
+    }
+}
+
+/// Serves one connection in a thread; `sessions` has an owner for each.
+fn start(stream: UnixStream, sessions: &Arc<()>) {
+    let busy = Arc::strong_count(sessions) > SESSIONS_MAX;
+    let session = Arc::clone(sessions);
+    let serve = move || {
+        serve(stream, busy);
+        drop(session);
+    };
+    // Without a thread the connection is closed, which is the answer.
+    let _ = thread::Builder::new().name("session".into()).spawn(serve);
+}
+
+/// Serves one connection to its end.
+fn serve(stream: UnixStream, busy: bool) {
+    let result = if busy {
+        Err(Error::Busy)
+    } else {
+        session(&stream)
+    };
+    if let Err(error) = result {
+        // Whoever is gone cannot be told.
+        let _ = stream.set_nonblocking(false);
+        let _ = stream.set_write_timeout(Some(CLOSING_TIMEOUT));
+        let _ = Outgoing::new(&stream).reply(&Reply::Error(&chain(&error)));
+    }
+    close(&stream);
+}
+
+/// Closes so that the last words arrive: bytes that nobody read would reset the connection.
+fn close(mut stream: &UnixStream) {
+    let deadline = Instant::now() + CLOSING_TIMEOUT;
+    let _ = stream.set_nonblocking(false);
+    let _ = stream.set_read_timeout(Some(CLOSING_TIMEOUT));
+    if stream.shutdown(Shutdown::Write).is_ok() {
+        let mut rest = [0; 4096];
+        while Instant::now() < deadline && matches!(stream.read(&mut rest), Ok(1..)) {}
+    }
+}
+
+fn session(stream: &UnixStream) -> Result<(), Error> {
+    let limit = |limit| stream.set_read_timeout(limit);
+    limit(Some(OPENING_TIMEOUT)).map_err(connection::Error::from)?;
+    let mut incoming = Incoming::new(stream);
+    let mut outgoing = Outgoing::new(stream);
+    outgoing.reply(&Reply::Hello(Hello))?;
+    if !matches!(incoming.request()?, Request::Hello(_)) {
+        return Err(Error::Unexpected);
+    }
+    // A copy: the frame is in the buffer that what follows comes into.
+    let frame = incoming.frame()?;
+    let (kind, payload) = (frame.kind, frame.payload.to_vec());
+    let payload = payload.as_slice();
+    let request = Request::decode(protocol::Frame { kind, payload })?;
+    limit(None).map_err(connection::Error::from)?;
+    match request {
+        Request::Exec(command) => exec::run(&command, incoming, outgoing),
+        Request::Put { path, name } => copy::put(path, name, &mut incoming, &mut outgoing),
+        Request::Get(path) => copy::get(path, &mut outgoing),
+        Request::Sync => sync::sync(&mut outgoing),
+        _ => Err(Error::Unexpected),
+    }
+}

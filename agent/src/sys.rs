@@ -1,0 +1,111 @@
+//! The calls that need `unsafe`: vsock addresses, trimming, and a terminal for a child.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::ioctl::{Opcode, Updater, opcode};
+use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
+
+/// `VMADDR_CID_ANY` and `VMADDR_CID_HOST` of linux/vm_sockets.h.
+const CID_ANY: u32 = u32::MAX;
+const CID_HOST: u32 = 2;
+
+/// `struct sockaddr_vm` of linux/vm_sockets.h.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct VsockAddress {
+    family: u16,
+    reserved: u16,
+    port: u32,
+    cid: u32,
+    zero: [u8; 4],
+}
+
+/// Its length, which every caller of the kernel names.
+const ADDRESS_LEN: SocketAddrLen = 16;
+const _: () = assert!(size_of::<VsockAddress>() == 16);
+
+// SAFETY: the closure gets a pointer to a whole `sockaddr_vm` that lives across the call, with its
+// length, which is the size of the type.
+unsafe impl SocketAddrArg for VsockAddress {
+    unsafe fn with_sockaddr<R>(
+        &self,
+        f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R,
+    ) -> R {
+        f((&raw const *self).cast(), ADDRESS_LEN)
+    }
+}
+
+/// Listens on vsock `port` for connections from anywhere.
+pub(crate) fn listen(port: u32, backlog: i32) -> io::Result<OwnedFd> {
+    let family = AddressFamily::VSOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let address = VsockAddress {
+        family: family.as_raw(),
+        reserved: 0,
+        port,
+        cid: CID_ANY,
+        zero: [0; 4],
+    };
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, backlog)?;
+    Ok(socket)
+}
+
+/// Takes a connection; `None` if it is not the host's: programs in the guest can connect too, and
+/// may have fewer rights than the agent.
+pub(crate) fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    let (socket, address) = rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC)?;
+    let from_host = address.is_some_and(|address| cid_of(&address) == Some(CID_HOST));
+    Ok(from_host.then_some(socket))
+}
+
+fn cid_of(address: &SocketAddrAny) -> Option<u32> {
+    if address.address_family() != AddressFamily::VSOCK || address.addr_len() < ADDRESS_LEN {
+        return None;
+    }
+    // SAFETY: the address holds at least as many bytes as the type has, which was just checked, and
+    // any bytes are one. The storage need not be aligned for it.
+    let address = unsafe { address.as_ptr().cast::<VsockAddress>().read_unaligned() };
+    Some(address.cid)
+}
+
+/// `struct fstrim_range` of linux/fs.h.
+#[repr(C)]
+struct TrimRange {
+    start: u64,
+    length: u64,
+    least: u64,
+}
+
+/// `FITRIM` of linux/fs.h.
+const FITRIM: Opcode = opcode::read_write::<TrimRange>(b'X', 121);
+
+/// Discards what is free in the file system of `file`; the number of bytes.
+pub(crate) fn trim(file: impl AsFd) -> io::Result<u64> {
+    let mut range = TrimRange {
+        start: 0,
+        length: u64::MAX,
+        least: 0,
+    };
+    // SAFETY: FITRIM reads and writes one `fstrim_range`, which `TrimRange` is laid out as, and which
+    // lives across the call.
+    unsafe { rustix::ioctl::ioctl(file, Updater::<FITRIM, TrimRange>::new(&mut range)) }?;
+    Ok(range.length)
+}
+
+/// Has the child that `command` makes lead a session of its own, with the terminal that its standard
+/// input is.
+pub(crate) fn lead_session_on_terminal(command: &mut Command) {
+    let prepare = || {
+        rustix::process::setsid()?;
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec, and makes two system calls and nothing else: no
+    // allocation, no lock.
+    unsafe { command.pre_exec(prepare) };
+}

@@ -1,0 +1,166 @@
+//! Talking to the agent of a Linux guest: commands, files, trimming. Whatever the agent says comes
+//! from a guest, and is believed as little as that deserves.
+
+mod copy;
+mod exec;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cloudlet_agent::connection::{self, Incoming, Outgoing};
+use cloudlet_agent::protocol::{self, Hello, PORT, Reply, Request};
+use cloudlet_agent::tree;
+use cloudlet_resources::client::{ClientError, shake_hands};
+
+pub use copy::{get, put};
+pub use exec::{Control, Streams, exec};
+
+/// How long a guest may take to let us in and say who it is.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the agent did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The VM's vsock socket is not there.
+    #[error("cannot reach the guest through {path}")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody listens on the agent's port.
+    #[error("no agent answers in the guest: it may still boot, or have no agent")]
+    NoAgent,
+    /// The guest says nothing at all.
+    #[error("the guest does not answer within {} s: it may still boot, or have no vsock driver", OPENING_TIMEOUT.as_secs())]
+    Silent,
+    /// The VM's socket says something odd.
+    #[error(transparent)]
+    Handshake(ClientError),
+    /// The connection to the agent is of no use.
+    #[error(transparent)]
+    Connection(#[from] connection::Error),
+    /// The agent refused or failed, in its own words.
+    #[error("{0}")]
+    Refused(String),
+    /// The agent answered with something that is no answer.
+    #[error("the agent answered out of turn")]
+    Unexpected,
+    /// A tree on the host cannot be read or written.
+    #[error(transparent)]
+    Tree(#[from] tree::Error),
+    /// What the command wrote cannot be passed on.
+    #[error("cannot write what the command wrote")]
+    Output(#[source] io::Error),
+}
+
+impl From<protocol::Error> for Error {
+    fn from(error: protocol::Error) -> Self {
+        Self::Connection(error.into())
+    }
+}
+
+/// Words of a guest, for a terminal: no control characters.
+fn words(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+/// A connection to the agent behind the VM's vsock socket at `path`.
+///
+/// # Errors
+/// When there is no VM, or no agent in it.
+pub fn connect(path: &Path) -> Result<UnixStream, Error> {
+    let failed = |source| Error::Connect {
+        path: path.to_owned(),
+        source,
+    };
+    let mut stream = UnixStream::connect(path).map_err(failed)?;
+    stream
+        .set_read_timeout(Some(OPENING_TIMEOUT))
+        .map_err(failed)?;
+    match shake_hands(&mut stream, PORT) {
+        Ok(()) => Ok(stream),
+        Err(ClientError::Handshake(said)) if said.is_empty() => Err(Error::NoAgent),
+        Err(ClientError::Io(error)) if is_timeout(&error) => Err(Error::Silent),
+        Err(error) => Err(Error::Handshake(error)),
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+/// A session: frames to the agent and from it.
+#[derive(Debug)]
+struct Session {
+    stream: UnixStream,
+    incoming: Incoming<UnixStream>,
+    outgoing: Outgoing<UnixStream>,
+}
+
+impl Session {
+    /// Makes `request` over a connection to the agent.
+    fn open(stream: UnixStream, request: &Request<'_>) -> Result<Self, Error> {
+        let io = |error| Error::from(connection::Error::from(error));
+        stream.set_read_timeout(Some(OPENING_TIMEOUT)).map_err(io)?;
+        let mut session = Self {
+            incoming: Incoming::new(stream.try_clone().map_err(io)?),
+            outgoing: Outgoing::new(stream.try_clone().map_err(io)?),
+            stream,
+        };
+        session.outgoing.request(&Request::Hello(Hello))?;
+        session.outgoing.request(request)?;
+        match session.incoming.reply() {
+            Ok(Reply::Hello(_)) => {}
+            Ok(_) => return Err(Error::Unexpected),
+            Err(connection::Error::Io(error)) if is_timeout(&error) => return Err(Error::Silent),
+            Err(error) => return Err(error.into()),
+        }
+        session.stream.set_read_timeout(None).map_err(io)?;
+        Ok(session)
+    }
+}
+
+/// What trimming one file system came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trimmed {
+    /// Where the guest has it mounted.
+    pub path: String,
+    /// Bytes trimmed, or why not.
+    pub result: Result<u64, String>,
+}
+
+/// Most file systems that a guest can tell of.
+const FILE_SYSTEMS_MAX: usize = 4096;
+
+/// Has the guest write everything out, discard free blocks and drop its caches.
+///
+/// # Errors
+/// See [`Error`].
+pub fn sync(stream: UnixStream) -> Result<Vec<Trimmed>, Error> {
+    let mut session = Session::open(stream, &Request::Sync)?;
+    let mut all = Vec::new();
+    loop {
+        match session.incoming.reply()? {
+            Reply::Trimmed(trimmed) if all.len() < FILE_SYSTEMS_MAX => all.push(Trimmed {
+                path: words(&String::from_utf8_lossy(trimmed.path)),
+                result: match trimmed.error {
+                    "" => Ok(trimmed.bytes),
+                    error => Err(words(error)),
+                },
+            }),
+            Reply::Done => return Ok(all),
+            Reply::Error(why) => return Err(Error::Refused(words(why))),
+            _ => return Err(Error::Unexpected),
+        }
+    }
+}
