@@ -101,7 +101,14 @@ pub(crate) enum Command {
 const RUN_HELP: &str = "\
 Without --kernel the embedded guest boots. The disks' images are never written to: what the guest
 writes goes to a copy-on-write layer that a snapshot or an overlay keeps, and that is gone with the
-VM otherwise.
+VM unless layer=FILE names it.
+
+Options of --disk:
+  ro           the guest may not write
+  serial=TEXT  the disk's serial number (Linux shows /dev/disk/by-id/virtio-TEXT)
+  layer=FILE   keep what the guest writes in FILE, which is made if it is not there; a later run
+               with the same image goes on with it. What the guest has flushed survives a crash
+A comma in a file's name is written twice.
 
 Attached (without --detach) the terminal is the guest's serial console, and the VM ends with this
 command; Ctrl-] ends both.
@@ -116,7 +123,8 @@ Examples:
   cloudlet run
   cloudlet run --image deb
   cloudlet run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0' --memory 512 --cpus 2
-  cloudlet run --kernel app.elf --disk data.img,ro --name web --detach";
+  cloudlet run --kernel app.elf --disk data.img,ro --name web --detach
+  cloudlet run --disk root.img,layer=root.layer,serial=root --disk empty:512";
 
 const IMAGE_BUILD_HELP: &str = "\
 The image is a directory with vmlinuz, initrd.img, root.ext4 and manifest.json. It is made of the
@@ -267,8 +275,8 @@ pub(crate) struct Run {
         allow_hyphen_values = true
     )]
     pub(crate) cmdline: String,
-    /// Disk image; `,ro` makes it read-only for the guest; `empty:MIB` is an empty disk
-    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    /// Disk image, or `empty:MIB` for an empty disk; options follow after commas, see below
+    #[arg(long = "disk", value_name = "FILE[,OPTION]...")]
     pub(crate) disks: Vec<String>,
     /// Number of vCPUs, 1 to 8
     #[arg(long, default_value_t = 1, value_name = "N")]

@@ -36,7 +36,7 @@ pub struct Spec {
     pub vsock: PathBuf,
     /// The base store.
     pub store: PathBuf,
-    /// Where disks' layers are kept, as files without a name.
+    /// Where disks' layers are kept that have no name.
     pub scratch: PathBuf,
     /// Where the VM's state comes from.
     pub source: Source,
@@ -80,7 +80,7 @@ pub struct BootSource {
 }
 
 /// A disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSource {
     /// The image, which is never written to; an empty disk if there is none.
     pub image: Option<PathBuf>,
@@ -88,6 +88,10 @@ pub struct DiskSource {
     pub empty_len: u64,
     /// Whether the guest may not write.
     pub read_only: bool,
+    /// The serial number that the guest sees; none if it is empty.
+    pub serial: String,
+    /// Where the guest's writes are kept; without, they are gone with the VM.
+    pub layer: Option<PathBuf>,
 }
 
 /// A VM that is synthesised.

@@ -59,9 +59,8 @@ fn create_builtin(host: &Host, store: &Store, args: &BaseCreate) -> Result<Store
         initrd: None,
         cmdline: String::new(),
         disks: vec![DiskSource {
-            image: None,
             empty_len: BUILTIN_DISK_LEN,
-            read_only: false,
+            ..DiskSource::default()
         }],
         cpus: 1,
         memory_mib: args.memory,

@@ -130,9 +130,8 @@ impl DemoHost {
                 initrd: None,
                 cmdline: String::new(),
                 disks: vec![DiskSource {
-                    image: None,
                     empty_len: DISK_LEN,
-                    read_only: false,
+                    ..DiskSource::default()
                 }],
                 cpus: 1,
                 memory_mib: MEMORY_MIB,

@@ -5,6 +5,7 @@ mod base;
 mod console;
 mod copy;
 mod demo;
+mod disk;
 mod exec;
 mod image;
 mod output;

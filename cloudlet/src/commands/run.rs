@@ -8,18 +8,11 @@ use cloudlet::boot_image::BootImage;
 use cloudlet::launch::{BootSource, DiskSource, Source, Vmm};
 use serde_json::json;
 
-use super::{Host, console, existing};
+use super::{Host, console, disk, existing};
 use crate::cli::Run;
 
-/// Largest empty disk: 1 TiB.
-const EMPTY_MIB_MAX: u64 = 1 << 20;
-
 pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
-    let mut disks = args
-        .disks
-        .iter()
-        .map(|text| parse_disk(text))
-        .collect::<Result<Vec<_>>>()?;
+    let mut disks = disk::parse_all(&args.disks)?;
     let optional =
         |path: &Option<PathBuf>, what| path.as_deref().map(|path| existing(path, what)).transpose();
     let image = args.image.as_deref().map(open_image).transpose()?;
@@ -68,8 +61,7 @@ fn open_image(dir: &Path) -> Result<BootImage> {
 fn root_disk(image: PathBuf) -> DiskSource {
     DiskSource {
         image: Some(image),
-        empty_len: 0,
-        read_only: false,
+        ..DiskSource::default()
     }
 }
 
@@ -93,51 +85,5 @@ fn attend(mut vmm: Vmm) -> Result<ExitCode> {
     match code {
         Some(code) => Ok(ExitCode::from(code)),
         None => bail!("the VMM process was killed ({status})"),
-    }
-}
-
-/// Reads `FILE[,ro]` or `empty:MIB`.
-fn parse_disk(text: &str) -> Result<DiskSource> {
-    if let Some(size) = text.strip_prefix("empty:") {
-        let mib: u64 = size
-            .parse()
-            .with_context(|| format!("{text}: {size:?} is no size in MiB"))?;
-        if !(1..=EMPTY_MIB_MAX).contains(&mib) {
-            bail!("{text}: an empty disk has 1 to {EMPTY_MIB_MAX} MiB");
-        }
-        return Ok(DiskSource {
-            image: None,
-            empty_len: mib << 20,
-            read_only: false,
-        });
-    }
-    let (path, read_only) = match text.strip_suffix(",ro") {
-        Some(path) => (path, true),
-        None => (text, false),
-    };
-    let image = Some(existing(path.as_ref(), "disk image")?);
-    Ok(DiskSource {
-        image,
-        empty_len: 0,
-        read_only,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn disks_read_as_documented() {
-        let dir = tempfile::tempdir().unwrap();
-        let image = dir.path().join("d.img");
-        std::fs::write(&image, "x").unwrap();
-        let text = image.to_str().unwrap();
-        assert!(!parse_disk(text).unwrap().read_only);
-        assert!(parse_disk(&format!("{text},ro")).unwrap().read_only);
-        assert_eq!(parse_disk("empty:3").unwrap().empty_len, 3 << 20);
-        for bad in ["empty:", "empty:0", "empty:99999999", "/no/such/file"] {
-            assert!(parse_disk(bad).is_err(), "{bad}");
-        }
     }
 }

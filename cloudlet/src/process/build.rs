@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use cloudlet_overlay::{BaseId, Space};
 use cloudlet_vmm::boot::Image as Kernel;
-use cloudlet_vmm::config::{DiskConfig, MachineConfig};
-use cloudlet_vmm::devices::disk::{BlockNumber, Disk, Layer, PendingBlocks};
+use cloudlet_vmm::config::MachineConfig;
+use cloudlet_vmm::devices::disk::{BlockNumber, Disk, PendingBlocks};
 use cloudlet_vmm::devices::virtio::vsock::HostSocket;
 use cloudlet_vmm::machine::{Backends, Machine, MachineHandle};
 use cloudlet_vmm::memory::{Pager, PagerHooks, Placer, Ram, RamLayout};
@@ -18,11 +18,12 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::console::Console;
+use super::disks;
 use super::server::ControlServer;
 use super::supervise;
 use crate::fetch::{self, Link, Location, Rate, Remote, Stream};
-use crate::image::{Description, DiskImage, FORMAT, Image};
-use crate::launch::{BootSource, DiskSource, OverlaySource, Source, Spec};
+use crate::image::{Description, FORMAT, Image};
+use crate::launch::{BootSource, OverlaySource, Source, Spec};
 use crate::pages::ImagePages;
 use crate::registry::VmDir;
 use crate::store::{Base, Store};
@@ -156,27 +157,12 @@ impl Parts<'_> {
         })
     }
 
-    /// A disk over `base`, whose writes are gone with the VM.
-    fn disk(&self, base: Option<File>, len: u64) -> Result<Disk, Failure> {
-        let layer = Layer::temporary(tempfile::tempfile_in(&self.spec.scratch)?, len)?;
-        Ok(Disk::new(base, layer)?)
-    }
-
     fn boot(&self, source: &BootSource) -> Result<Vm, Failure> {
-        let mut disks = Vec::new();
-        let mut described = Vec::new();
-        for disk in &source.disks {
-            let (file, len) = open_disk(disk)?;
-            disks.push(if disk.read_only {
-                read_only(file)?
-            } else {
-                self.disk(file, len)?
-            });
-            described.push(DiskImage {
-                bytes: len,
-                read_only: disk.read_only,
-            });
-        }
+        let disks = source
+            .disks
+            .iter()
+            .map(|disk| disks::open(disk, &self.spec.scratch))
+            .collect::<Result<Vec<_>, _>>()?;
         let memory_bytes = source
             .memory_mib
             .checked_mul(1 << 20)
@@ -187,7 +173,7 @@ impl Parts<'_> {
             cpu_model: source.cpu_model.parse()?,
             discovery: source.discovery.parse()?,
             cmdline: source.cmdline.clone(),
-            disks: source.disks.iter().map(disk_config).collect(),
+            disks: source.disks.iter().map(disks::config).collect(),
             vsock_cid: Some(GUEST_CID),
             ..MachineConfig::default()
         };
@@ -222,7 +208,7 @@ impl Parts<'_> {
         let image = Description {
             format: FORMAT,
             memory_bytes,
-            disks: described,
+            disks: disks.iter().map(disks::describe).collect(),
             cpus: source.cpus,
             cpu_model: source.cpu_model.clone(),
             base: None,
@@ -277,9 +263,9 @@ impl Parts<'_> {
             .zip(&described.disks)
             .map(|(file, disk)| {
                 if disk.read_only {
-                    read_only(Some(file))
+                    Ok(Disk::read_only(file)?)
                 } else {
-                    self.disk(Some(file), disk.bytes)
+                    disks::temporary(Some(file), disk.bytes, &self.spec.scratch)
                 }
             })
             .collect()
@@ -388,28 +374,5 @@ fn set_pending(arrival: &Arc<Arrival>) {
         let demand = Arc::clone(arrival);
         let demand = move |block: BlockNumber| demand.demand_block(number, block.0);
         disk.set_pending(PendingBlocks::new(disk.blocks(), runs, Box::new(demand)));
-    }
-}
-
-fn read_only(image: Option<File>) -> Result<Disk, Failure> {
-    Ok(Disk::read_only(
-        image.ok_or("an empty disk cannot be read-only")?,
-    )?)
-}
-
-fn open_disk(disk: &DiskSource) -> Result<(Option<File>, u64), Failure> {
-    let Some(path) = &disk.image else {
-        return Ok((None, disk.empty_len));
-    };
-    let failed = |error| format!("cannot use the disk image {}: {error}", path.display());
-    let file = File::open(path).map_err(failed)?;
-    let len = file.metadata().map_err(failed)?.len();
-    Ok((Some(file), len))
-}
-
-fn disk_config(disk: &DiskSource) -> DiskConfig {
-    DiskConfig {
-        read_only: disk.read_only,
-        ..DiskConfig::default()
     }
 }

@@ -4,6 +4,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `build.rs` | from a specification to a machine |
+//! | `disks.rs` | the files behind disks |
 //! | `server.rs` | the control socket |
 //! | `console.rs` | the serial console |
 //! | `ops.rs` | what is done about requests |
@@ -12,6 +13,7 @@
 
 mod build;
 mod console;
+mod disks;
 mod ops;
 mod save;
 mod server;
@@ -129,7 +131,7 @@ impl Process {
             Ok(reason) => reason,
             Err(error) => ExitReason::host_error(error.as_ref()),
         };
-        self.ops.end(&mut self.machine, &reason);
+        let reason = self.ops.end(&mut self.machine, reason);
         let expected = matches!(reason, ExitReason::Stopped | ExitReason::Shutdown);
         if self.ops.is_orphan() || (expected && !self.spec.attached) {
             // What cannot be removed is cleared by the next VM of the name.

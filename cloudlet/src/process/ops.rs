@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use cloudlet_vmm::devices::disk::Disk;
 use cloudlet_vmm::exit::ExitReason;
 use cloudlet_vmm::footprint;
 use cloudlet_vmm::machine::Machine;
@@ -292,8 +293,9 @@ impl Ops {
         status
     }
 
-    /// The VM's last words and the end of its threads.
-    pub(super) fn end(&mut self, machine: &mut Machine, reason: &ExitReason) {
+    /// The VM's last words and the end of its threads. Disks that outlast the VM are flushed; one
+    /// that cannot be is a reason of its own.
+    pub(super) fn end(&mut self, machine: &mut Machine, reason: ExitReason) -> ExitReason {
         if let Some(overlay) = &self.overlay {
             overlay.arrival.cancel();
         }
@@ -302,10 +304,16 @@ impl Ops {
         machine.handle().end(reason.clone());
         let _ = machine.turn(Some(Duration::ZERO));
         lock(&self.console).drain();
+        let finished: Vec<_> = self.about.disks.iter().map(Disk::finish).collect();
+        let reason = match finished.into_iter().collect::<Result<(), _>>() {
+            Err(error) if reason.code() == 0 => ExitReason::host_error(&error),
+            _ => reason,
+        };
         for (client, _) in std::mem::take(&mut self.waiting) {
             let message = format!("the VM has ended: {reason}");
             lock(&self.server).reply(client, &Reply::Failed { message });
         }
+        reason
     }
 }
 

@@ -11,6 +11,7 @@ mod agent;
 mod apps;
 mod bases;
 mod cli;
+mod disks;
 mod host_faults;
 mod images;
 mod isolation;
@@ -148,6 +149,7 @@ pub fn all() -> Vec<Case> {
         images::CASES,
         host_faults::CASES,
         isolation::CASES,
+        disks::CASES,
         snapshots::CASES,
         bases::CASES,
         apps::CASES,

@@ -202,6 +202,19 @@ impl Disk {
         }
     }
 
+    /// The VM's end: flushes, and leaves a layer with a name to the next VM before this process is
+    /// gone.
+    ///
+    /// # Errors
+    /// As [`Disk::flush`].
+    pub fn finish(&self) -> Result<(), DiskError> {
+        let flushed = self.flush();
+        if let Some(layer) = &self.shared.layer {
+            layer.unlock();
+        }
+        flushed
+    }
+
     /// Writes the layer as it is now into `out`, an empty file, which [`Layer::open`] then takes.
     /// The guest is paused. `out` is not synced.
     ///

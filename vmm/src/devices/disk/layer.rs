@@ -12,28 +12,41 @@
 //! is therefore a layer that opens, in which every block has its contents of the last flush or
 //! later ones. The map's entries stand alone, so that a page of it that was half written is a mix
 //! of old and new entries, both of which hold.
+//!
+//! A sync that failed may have lost what it was to write, and the next one would not say so. From
+//! then on every flush fails.
+//!
+//! A layer means something over its own base only. It keeps a mark of that base, chosen by whoever
+//! opens files, and [`Layer::check_base`] compares.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use cloudlet_snapshot::{AtomicError, AtomicFile};
 use thiserror::Error;
 
 use super::map::{BlockMap, MAP_PAGE, map_bytes};
 use super::{BLOCK, BLOCK_U64, SECTOR};
 
 const MAGIC: [u8; 8] = *b"CLDLAYER";
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 48;
+const VERSION: u32 = 2;
+const HEADER_BYTES: usize = 80;
 const MAP_OFFSET: u64 = BLOCK_U64;
 /// Largest disk a layer can be made for: 4 TiB. Its map takes 256 MiB of address space, and memory
 /// only where blocks were changed.
 pub const LAYER_BYTES_MAX: u64 = 4 << 40;
 /// Pages of the map written between two syncs.
 const FLUSH_PAGES_MAX: usize = 256;
+
+/// What a layer knows its base by: a digest of the caller's choice, all zeros where there is no
+/// base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BaseMark(pub [u8; 32]);
 
 /// Why there is no layer.
 #[derive(Debug, Error)]
@@ -58,6 +71,20 @@ pub enum LayerError {
     /// Another process has it open.
     #[error("the layer file is in use by another VM")]
     InUse,
+    /// It was made for a disk of another size.
+    #[error("the layer is for a disk of {layer} bytes, this one has {disk}")]
+    OtherSize {
+        /// Bytes of its disk.
+        layer: u64,
+        /// Bytes of the disk it was to be used for.
+        disk: u64,
+    },
+    /// It was made over another base.
+    #[error("the layer was made over another base image, or the image was changed since")]
+    OtherBase,
+    /// It did not appear at its place.
+    #[error("the layer file could not be made")]
+    Create(#[source] AtomicError),
     /// The system refused.
     #[error("the layer file could not be {0}")]
     Io(&'static str, #[source] io::Error),
@@ -68,34 +95,33 @@ pub enum LayerError {
 pub struct Layer {
     pub(super) file: File,
     pub(super) virtual_bytes: u64,
+    base: BaseMark,
     pub(super) data_offset: u64,
     pub(super) map: Mutex<BlockMap>,
     /// The file has no name, so nothing of it survives the process and no flush is needed.
     temporary: bool,
     /// Held during a flush, so that an older page of the map never follows a newer one.
     flushing: Mutex<()>,
+    /// A sync has failed.
+    failed: AtomicBool,
 }
 
 impl Layer {
-    /// Makes a layer at `path`, which must not exist, for a disk of `virtual_bytes`.
+    /// Makes a layer at `path`, which must not exist, for a disk of `virtual_bytes` over the base
+    /// with this mark. It appears there whole.
     ///
     /// # Errors
     /// When the size is no disk's or the system refuses; nothing is left behind then.
-    pub fn create(path: &Path, virtual_bytes: u64) -> Result<Self, LayerError> {
-        let mut options = OpenOptions::new();
-        let file = options
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
+    pub fn create(path: &Path, virtual_bytes: u64, base: BaseMark) -> Result<Self, LayerError> {
+        geometry(virtual_bytes)?;
+        let unfinished = AtomicFile::create(path).map_err(LayerError::Create)?;
+        let file = unfinished
+            .file()
+            .try_clone()
             .map_err(|source| LayerError::Io("created", source))?;
-        let layer = Self::format(file, virtual_bytes, false);
-        if layer.is_err() {
-            // The reason it could not be made is what counts.
-            let _ = std::fs::remove_file(path);
-        }
-        layer
+        let layer = Self::format(file, virtual_bytes, base, false)?;
+        unfinished.commit_new().map_err(LayerError::Create)?;
+        Ok(layer)
     }
 
     /// Makes a layer in `file`, which is empty and has no name (`O_TMPFILE`): it goes with the VM.
@@ -103,7 +129,7 @@ impl Layer {
     /// # Errors
     /// When the size is no disk's or the system refuses.
     pub fn temporary(file: File, virtual_bytes: u64) -> Result<Self, LayerError> {
-        Self::format(file, virtual_bytes, true)
+        Self::format(file, virtual_bytes, BaseMark::default(), true)
     }
 
     /// Opens the layer at `path`.
@@ -132,7 +158,7 @@ impl Layer {
                 io::ErrorKind::UnexpectedEof => LayerError::Header("it is too short"),
                 _ => io(error),
             })?;
-        let virtual_bytes = parse_header(&header)?;
+        let (virtual_bytes, base) = parse_header(&header)?;
         let (data_offset, expected) = geometry(virtual_bytes)?;
         let found = file.metadata().map_err(io)?.len();
         if found != expected {
@@ -147,7 +173,25 @@ impl Layer {
                 return Err(LayerError::Map(at));
             }
         }
-        Ok(Self::with(file, virtual_bytes, data_offset, map, false))
+        Ok(Self {
+            base,
+            ..Self::with(file, virtual_bytes, data_offset, map, false)
+        })
+    }
+
+    /// Refuses to be used for a disk of another size, or over another base.
+    ///
+    /// # Errors
+    /// [`LayerError::OtherSize`], [`LayerError::OtherBase`].
+    pub fn check_base(&self, disk: u64, base: BaseMark) -> Result<(), LayerError> {
+        let layer = self.virtual_bytes;
+        if layer != disk {
+            return Err(LayerError::OtherSize { layer, disk });
+        }
+        if self.base != base {
+            return Err(LayerError::OtherBase);
+        }
+        Ok(())
     }
 
     /// Size of the disk this layer is for.
@@ -155,27 +199,35 @@ impl Layer {
         self.virtual_bytes
     }
 
-    fn format(file: File, virtual_bytes: u64, temporary: bool) -> Result<Self, LayerError> {
+    fn format(
+        file: File,
+        virtual_bytes: u64,
+        base: BaseMark,
+        temporary: bool,
+    ) -> Result<Self, LayerError> {
         let io = |source| LayerError::Io("written", source);
         let (data_offset, len) = geometry(virtual_bytes)?;
         lock(&file)?;
         file.set_len(len).map_err(io)?;
-        file.write_all_at(&header(virtual_bytes), 0).map_err(io)?;
-        if !temporary {
-            file.sync_all().map_err(io)?;
-        }
+        file.write_all_at(&header(virtual_bytes, base), 0)
+            .map_err(io)?;
         let map = BlockMap::new(virtual_bytes.div_ceil(BLOCK_U64));
-        Ok(Self::with(file, virtual_bytes, data_offset, map, temporary))
+        Ok(Self {
+            base,
+            ..Self::with(file, virtual_bytes, data_offset, map, temporary)
+        })
     }
 
     fn with(file: File, bytes: u64, data_offset: u64, map: BlockMap, temporary: bool) -> Self {
         Self {
             file,
             virtual_bytes: bytes,
+            base: BaseMark::default(),
             data_offset,
             map: Mutex::new(map),
             temporary,
             flushing: Mutex::new(()),
+            failed: AtomicBool::new(false),
         }
     }
 
@@ -187,7 +239,8 @@ impl Layer {
     /// Makes everything written so far survive a crash of the host.
     ///
     /// # Errors
-    /// The system's; what was not made durable is tried again at the next flush.
+    /// The system's. A page of the map that could not be written is tried again at the next flush;
+    /// after a failed sync every flush fails.
     pub(super) fn flush(&self) -> io::Result<()> {
         if self.temporary {
             return Ok(());
@@ -210,8 +263,14 @@ impl Layer {
         }
     }
 
+    /// Gives the lock up, for whoever uses the layer next: nothing is written from here on.
+    pub(super) fn unlock(&self) {
+        // The end of the process does the same a moment later.
+        let _ = self.file.unlock();
+    }
+
     fn flush_pages(&self, pages: &[(usize, Vec<u8>)]) -> io::Result<()> {
-        self.file.sync_data()?;
+        self.sync()?;
         for (page, bytes) in pages {
             let at = u64::try_from(page * MAP_PAGE).map_err(|_| io::ErrorKind::InvalidInput)?;
             self.file.write_all_at(bytes, MAP_OFFSET + at)?;
@@ -219,8 +278,19 @@ impl Layer {
         if pages.is_empty() {
             Ok(())
         } else {
-            self.file.sync_data()
+            self.sync()
         }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(io::Error::other("an earlier sync of the layer failed"));
+        }
+        let result = self.file.sync_data();
+        if result.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        result
     }
 
     pub(super) fn map(&self) -> std::sync::MutexGuard<'_, BlockMap> {
@@ -245,7 +315,7 @@ impl Layer {
     pub(super) fn copy_to(&self, out: &File) -> io::Result<()> {
         let map = self.map();
         out.set_len(self.offset(map.blocks() * BLOCK_U64))?;
-        out.write_all_at(&header(self.virtual_bytes), 0)?;
+        out.write_all_at(&header(self.virtual_bytes, self.base), 0)?;
         for (index, page) in (0_u64..).zip(map.bytes().chunks(MAP_PAGE)) {
             if page.iter().any(|byte| *byte != 0) {
                 out.write_all_at(page, MAP_OFFSET + index * BLOCK_U64)?;
@@ -283,8 +353,9 @@ fn geometry(virtual_bytes: u64) -> Result<(u64, u64), LayerError> {
     Ok((data_offset, data_offset + blocks * BLOCK_U64))
 }
 
-/// magic 8 | version 4 | block size 4 | virtual bytes 8 | map offset 8 | data offset 8 | check 8
-fn header(virtual_bytes: u64) -> [u8; HEADER_BYTES] {
+/// magic 8 | version 4 | block size 4 | virtual bytes 8 | map offset 8 | data offset 8 | mark 32 |
+/// check 8
+fn header(virtual_bytes: u64, base: BaseMark) -> [u8; HEADER_BYTES] {
     let data_offset = geometry(virtual_bytes).map_or(0, |(offset, _)| offset);
     let mut bytes = [0; HEADER_BYTES];
     let fields = [
@@ -294,6 +365,7 @@ fn header(virtual_bytes: u64) -> [u8; HEADER_BYTES] {
         &virtual_bytes.to_le_bytes(),
         &MAP_OFFSET.to_le_bytes(),
         &data_offset.to_le_bytes(),
+        &base.0,
     ];
     let check = fnv(fields.into_iter().flatten()).to_le_bytes();
     for (slot, byte) in bytes
@@ -312,8 +384,8 @@ fn fnv<'a>(bytes: impl Iterator<Item = &'a u8>) -> u64 {
     })
 }
 
-/// The size in a header; everything else in it follows from that.
-fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Result<u64, LayerError> {
+/// Size and mark in a header; everything else in it follows from those.
+fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Result<(u64, BaseMark), LayerError> {
     let (magic, rest) = bytes.split_at(MAGIC.len());
     if magic != MAGIC {
         return Err(LayerError::Header("the magic number is missing"));
@@ -326,10 +398,12 @@ fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Result<u64, LayerError> {
     size.copy_from_slice(rest.get(4..12).unwrap_or(&[0; 8]));
     let virtual_bytes = u64::from_le_bytes(size);
     geometry(virtual_bytes)?;
-    if header(virtual_bytes) != *bytes {
+    let mut base = BaseMark::default();
+    base.0.copy_from_slice(rest.get(28..60).unwrap_or(&[0; 32]));
+    if header(virtual_bytes, base) != *bytes {
         return Err(LayerError::Header("its fields do not fit each other"));
     }
-    Ok(virtual_bytes)
+    Ok((virtual_bytes, base))
 }
 
 /// Locks the file against other processes for as long as it is open.

@@ -20,7 +20,7 @@ mod pending;
 mod tests;
 
 pub use self::cow::{Disk, DiskError};
-pub use self::layer::{LAYER_BYTES_MAX, Layer, LayerError};
+pub use self::layer::{BaseMark, LAYER_BYTES_MAX, Layer, LayerError};
 pub use self::map::{BlockKind, BlockRun};
 pub use self::pending::{Demand, PendingBlocks};
 

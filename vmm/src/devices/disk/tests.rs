@@ -1,6 +1,7 @@
 //! Layers that were cut, forged or caught by a crash, and blocks that arrive late.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -71,12 +72,13 @@ fn an_image_of_a_disk_is_what_the_guest_sees() {
 fn a_layer_opens_as_it_was_flushed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("layer");
-    let layer = Layer::create(&path, SIZE).unwrap();
+    let layer = Layer::create(&path, SIZE, BaseMark::default()).unwrap();
     assert!(matches!(Layer::open(&path), Err(LayerError::InUse)));
     assert!(matches!(
-        Layer::create(&path, SIZE),
-        Err(LayerError::Io(..))
+        Layer::create(&path, SIZE, BaseMark::default()),
+        Err(LayerError::Create(_))
     ));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "leftovers");
     let disk = Disk::new(Some(base(dir.path(), 10 * 4096 + 512)), layer).unwrap();
     assert_eq!((disk.bytes(), disk.blocks()), (SIZE, 41));
     assert_eq!(
@@ -114,7 +116,10 @@ fn sizes_no_disk_has_are_refused() {
     for size in [0, 511, 513, LAYER_BYTES_MAX + 512, u64::MAX, u64::MAX - 511] {
         let path = dir.path().join("layer");
         assert!(
-            matches!(Layer::create(&path, size), Err(LayerError::Size(_))),
+            matches!(
+                Layer::create(&path, size, BaseMark::default()),
+                Err(LayerError::Size(_))
+            ),
             "{size}"
         );
         assert!(!path.exists());
@@ -139,15 +144,15 @@ fn sizes_no_disk_has_are_refused() {
 fn every_bit_of_the_header_counts() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("layer");
-    drop(Layer::create(&path, SIZE).unwrap());
+    drop(Layer::create(&path, SIZE, BaseMark::default()).unwrap());
     let good = fs::read(&path).unwrap();
-    for bit in 0..48 * 8 {
+    for bit in 0..80 * 8 {
         let mut bad = good.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
         fs::write(&path, &bad).unwrap();
         assert!(Layer::open(&path).is_err(), "bit {bit}");
     }
-    for len in [0, 7, 47, 48, 4096, 8191, good.len() - 1] {
+    for len in [0, 7, 79, 80, 4096, 8191, good.len() - 1] {
         fs::write(&path, &good[..len]).unwrap();
         assert!(Layer::open(&path).is_err(), "cut to {len}");
     }
@@ -165,6 +170,46 @@ fn every_bit_of_the_header_counts() {
     }
     fs::write(&path, good).unwrap();
     Layer::open(&path).unwrap();
+}
+
+#[test]
+fn a_layer_is_its_own_bases_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("layer");
+    let mark = BaseMark([7; 32]);
+    drop(Layer::create(&path, SIZE, mark).unwrap());
+    let layer = Layer::open(&path).unwrap();
+    layer.check_base(SIZE, mark).unwrap();
+    let mut other = mark;
+    other.0[31] = 8;
+    assert!(matches!(
+        layer.check_base(SIZE, other),
+        Err(LayerError::OtherBase)
+    ));
+    assert!(matches!(
+        layer.check_base(SIZE + 512, mark),
+        Err(LayerError::OtherSize { .. })
+    ));
+}
+
+/// The kernel tells of a lost write once; whoever syncs again is told that all is well.
+#[test]
+fn after_a_failed_sync_no_flush_succeeds() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("layer");
+    let layer = Layer::create(&path, SIZE, BaseMark::default()).unwrap();
+    let disk_file = layer.file.try_clone().unwrap();
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let put = |from: &dyn AsRawFd| {
+        // SAFETY: both descriptors are open and owned by this test, which goes on owning them.
+        assert!(unsafe { libc::dup2(from.as_raw_fd(), layer.file.as_raw_fd()) } >= 0);
+    };
+    layer.flush().unwrap();
+    // A socket cannot be synced.
+    put(&socket);
+    layer.flush().unwrap_err();
+    put(&disk_file);
+    layer.flush().unwrap_err();
 }
 
 #[test]
@@ -273,7 +318,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("layer");
         let disk =
-            Disk::new(Some(base(dir.path(), SIZE)), Layer::create(&path, SIZE).unwrap()).unwrap();
+            Disk::new(Some(base(dir.path(), SIZE)), Layer::create(&path, SIZE, BaseMark::default()).unwrap()).unwrap();
         // For each block, what it may be: its value of the last flush, and all since.
         let mut may: Vec<Vec<u8>> = (0..40).map(|at| vec![pattern(at)]).collect();
         let mut flushed_map = fs::read(&path).unwrap()[4096..8192].to_vec();

@@ -8,7 +8,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::*;
-use crate::devices::disk::{BLOCK, BlockNumber, Disk, Layer, PendingBlocks};
+use crate::devices::disk::{BLOCK, BaseMark, BlockNumber, Disk, Layer, PendingBlocks};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::testing::{BUFFERS, Driver, EVENT_IDX, HIGH_BASE, LOW_RAM};
@@ -325,7 +325,11 @@ fn tells_its_size_limits_and_name() {
 fn a_driver_without_flush_gets_its_writes_made_durable() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("layer");
-    let disk = Disk::new(None, Layer::create(&path, DISK_BYTES).unwrap()).unwrap();
+    let disk = Disk::new(
+        None,
+        Layer::create(&path, DISK_BYTES, BaseMark::default()).unwrap(),
+    )
+    .unwrap();
     let map = |path: &std::path::Path| std::fs::read(path).unwrap()[4096];
     let mut guest = Guest {
         driver: Driver::started(Box::new(Block::new(disk.clone(), "")), 0),

@@ -1,0 +1,215 @@
+//! Disks: the files behind them, opened before the control thread is confined.
+//!
+//! A base image is opened for reading only. What the guest writes goes to a layer: an unnamed file
+//! that is gone with the VM, or one that the user has named, which the next VM finds again. A named
+//! layer knows its base by a mark: the BLAKE3 hash of the image's length, its first 2 MiB and 256
+//! pieces spread over the rest. That is quick for an image of any size, and tells another image, or
+//! one that was mounted or repaired since, but not every change of a byte.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use cloudlet_vmm::config::DiskConfig;
+use cloudlet_vmm::devices::disk::{BaseMark, Disk, Layer, LayerError};
+
+use super::Failure;
+use crate::image::DiskImage;
+use crate::launch::DiskSource;
+use crate::synthesis::chain;
+
+/// Bytes at the image's beginning that its mark covers: partition tables, boot code, the
+/// superblock of a first partition.
+const MARK_HEAD_LEN: u64 = 2 << 20;
+/// Pieces of the rest that it covers, and their length.
+const MARK_PIECES: u64 = 256;
+const MARK_PIECE_LEN: u64 = 4096;
+
+/// A disk as its source says.
+pub(super) fn open(source: &DiskSource, scratch: &Path) -> Result<Disk, Failure> {
+    let (base, len) = match &source.image {
+        Some(path) => {
+            let (file, len) = open_image(path)?;
+            (Some(file), len)
+        }
+        None => (None, source.empty_len),
+    };
+    match (base, &source.layer) {
+        (Some(base), _) if source.read_only => Ok(Disk::read_only(base)?),
+        (base, None) => temporary(base, len, scratch),
+        (base, Some(path)) => {
+            let layer = named_layer(path, base.as_ref(), len)
+                .map_err(|error| format!("{}: {}", path.display(), chain(error.as_ref())))?;
+            Ok(Disk::new(base, layer)?)
+        }
+    }
+}
+
+/// A disk over `base`, whose writes are gone with the VM.
+pub(super) fn temporary(base: Option<File>, len: u64, scratch: &Path) -> Result<Disk, Failure> {
+    let layer = Layer::temporary(tempfile::tempfile_in(scratch)?, len)?;
+    Ok(Disk::new(base, layer)?)
+}
+
+/// What an image of the VM says of `disk`.
+pub(super) fn describe(disk: &Disk) -> DiskImage {
+    DiskImage {
+        bytes: disk.bytes(),
+        read_only: disk.is_read_only(),
+    }
+}
+
+/// What the guest is told of a disk.
+pub(super) fn config(source: &DiskSource) -> DiskConfig {
+    DiskConfig {
+        read_only: source.read_only,
+        id: source.serial.clone(),
+    }
+}
+
+fn open_image(path: &Path) -> Result<(File, u64), Failure> {
+    let failed = |error| format!("cannot use the disk image {}: {error}", path.display());
+    let file = File::open(path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    Ok((file, len))
+}
+
+/// The layer at `path`, which is made if it is not there.
+fn named_layer(path: &Path, base: Option<&File>, len: u64) -> Result<Layer, Failure> {
+    let mark = match base {
+        Some(base) => mark(base, len)?,
+        None => BaseMark::default(),
+    };
+    match Layer::open(path) {
+        Err(LayerError::Io(_, error)) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(Layer::create(path, len, mark)?)
+        }
+        opened => {
+            let layer = opened?;
+            layer.check_base(len, mark)?;
+            Ok(layer)
+        }
+    }
+}
+
+/// What a layer knows the image by.
+fn mark(image: &File, len: u64) -> io::Result<BaseMark> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&len.to_le_bytes());
+    let mut buffer = vec![0; 64 << 10];
+    let mut add = |at: u64, count: u64| {
+        let (mut at, end) = (at, (at + count).min(len));
+        while at < end {
+            let part = usize::try_from(end - at).unwrap_or(usize::MAX);
+            let part = part.min(buffer.len());
+            let part = &mut buffer[..part];
+            image.read_exact_at(part, at)?;
+            hasher.update(part);
+            at += part.len() as u64;
+        }
+        Ok::<_, io::Error>(())
+    };
+    add(0, MARK_HEAD_LEN)?;
+    let step = len.saturating_sub(MARK_HEAD_LEN).div_ceil(MARK_PIECES);
+    for piece in 0..MARK_PIECES {
+        // Each in the middle of its part; they overlap where the rest is short.
+        add(MARK_HEAD_LEN + piece * step + step / 2, MARK_PIECE_LEN)?;
+    }
+    Ok(BaseMark(*hasher.finalize().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn image(path: &Path, len: usize) -> DiskSource {
+        let contents: Vec<u8> = (0..len)
+            .map(|at| u8::try_from(at / 512 % 251).unwrap())
+            .collect();
+        fs::write(path, contents).unwrap();
+        DiskSource {
+            image: Some(path.to_owned()),
+            layer: Some(path.with_extension("layer")),
+            ..DiskSource::default()
+        }
+    }
+
+    fn refused(source: &DiskSource, scratch: &Path) -> String {
+        match open(source, scratch) {
+            Ok(_) => panic!("not refused: {source:?}"),
+            Err(error) => chain(error.as_ref()),
+        }
+    }
+
+    #[test]
+    fn a_named_layer_is_made_kept_and_bound_to_its_base() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = image(&dir.path().join("a.img"), 5 << 20);
+        let disk = open(&source, dir.path()).unwrap();
+        assert!(refused(&source, dir.path()).contains("in use by another VM"));
+        drop(disk);
+        drop(open(&source, dir.path()).unwrap());
+
+        // The same contents elsewhere are the same base.
+        let copy = dir.path().join("copy.img");
+        fs::copy(source.image.as_ref().unwrap(), &copy).unwrap();
+        let moved = DiskSource {
+            image: Some(copy.clone()),
+            ..source.clone()
+        };
+        drop(open(&moved, dir.path()).unwrap());
+
+        // Another size, other contents, none at all.
+        let file = File::options().write(true).open(&copy).unwrap();
+        file.write_all_at(b"changed", 1024).unwrap();
+        assert!(refused(&moved, dir.path()).contains("another base image"));
+        file.set_len((5 << 20) + 512).unwrap();
+        assert!(refused(&moved, dir.path()).contains("5242880 bytes"));
+        let empty = DiskSource {
+            image: None,
+            empty_len: 5 << 20,
+            ..source.clone()
+        };
+        assert!(refused(&empty, dir.path()).contains("another base image"));
+
+        // A file that is something else is left as it is.
+        let layer = source.layer.as_ref().unwrap();
+        fs::write(layer, "letters").unwrap();
+        assert!(refused(&source, dir.path()).contains("no layer file"));
+        assert_eq!(fs::read(layer).unwrap(), b"letters");
+    }
+
+    #[test]
+    fn the_mark_sees_the_beginning_the_length_and_every_large_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let len = 64 << 20;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .unwrap();
+        file.set_len(len).unwrap();
+        let before = mark(&file, len).unwrap();
+        assert_ne!(before, mark(&file, len - 512).unwrap());
+        for at in [0, (2 << 20) - 1] {
+            file.write_all_at(&[1], at).unwrap();
+            assert_ne!(mark(&file, len).unwrap(), before, "byte {at}");
+            file.write_all_at(&[0], at).unwrap();
+        }
+        assert_eq!(mark(&file, len).unwrap(), before);
+        for start in [2_u64 << 20, 33 << 20, 63 << 20] {
+            file.write_all_at(&vec![1; 1 << 20], start).unwrap();
+            assert_ne!(mark(&file, len).unwrap(), before, "MiB at {start}");
+            file.write_all_at(&vec![0; 1 << 20], start).unwrap();
+        }
+        // Images shorter than the head, and as short as can be.
+        for len in [512, 4096, 2 << 20, (2 << 20) + 512] {
+            mark(&file, len).unwrap();
+        }
+    }
+}
