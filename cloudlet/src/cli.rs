@@ -38,6 +38,9 @@ pub(crate) enum Command {
     Ps,
     /// Show how a VM does
     Status(Vm),
+    /// Show a VM's memory balloon, or change how much memory its guest may keep
+    #[command(after_help = BALLOON_HELP)]
+    Balloon(Balloon),
     /// Stop a VM's vCPUs
     Pause(Vm),
     /// Let a VM's vCPUs run again
@@ -135,6 +138,16 @@ exist, and appears whole or not at all.
 Examples:
   cloudlet image build debian deb
   cloudlet image build debian py --include python3-minimal,python3-numpy --size 4096";
+
+const BALLOON_HELP: &str = "\
+A guest with a balloon driver (Linux: virtio_balloon) gives memory above the target back to the host,
+takes it back rather than run out of memory, and reports what it does not use without being asked.
+Snapshots and overlays of a running VM leave its free memory out; a paused guest cannot be asked, so
+make them while it runs.
+
+Examples:
+  cloudlet balloon web
+  cloudlet balloon web --target 256";
 
 const RESTORE_HELP: &str = "\
 SOURCE is a snapshot directory, or the tag or id of a base VM. The VMs run in the background, share
@@ -240,6 +253,17 @@ pub(crate) struct Cp {
     pub(crate) destination: OsString,
 }
 
+/// `balloon`
+#[derive(Debug, Args)]
+pub(crate) struct Balloon {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+    /// Memory that the guest may keep, in MiB
+    #[arg(long, value_name = "MIB")]
+    pub(crate) target: Option<u64>,
+}
+
 /// `demo`
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
@@ -296,6 +320,9 @@ pub(crate) struct Run {
     /// is acpi for Linux unless its command line has `acpi=off`
     #[arg(long, default_value = "auto", value_name = "WAY")]
     pub(crate) discovery: String,
+    /// Do without the memory balloon
+    #[arg(long)]
+    pub(crate) no_balloon: bool,
     /// Run in the background and print the VM's name
     #[arg(long, short)]
     pub(crate) detach: bool,

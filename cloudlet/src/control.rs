@@ -23,7 +23,8 @@ pub type SpacePage = (u8, u64);
 pub enum Request {
     /// What the VM is and how it does.
     Status,
-    /// Stops the vCPUs. With `lease`, they run again when this connection closes.
+    /// Stops the vCPUs. With `lease`, the guest's free pages are given back before, as for an overlay,
+    /// and the vCPUs run again when this connection closes.
     Pause {
         /// Whether the pause ends with the connection.
         lease: bool,
@@ -48,6 +49,11 @@ pub enum Request {
     },
     /// The order in which overlay pages were first touched, in a VM that records it.
     FirstTouch,
+    /// How the memory balloon does, with the guest's latest statistics.
+    Balloon {
+        /// Memory that the guest is to keep from now on, in MiB.
+        target_mib: Option<u64>,
+    },
     /// Waits until the VM's overlay has arrived and is applied.
     WaitComplete,
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 /// stay far below it.
 pub const STATE_LEN_MAX: u64 = 64 << 20;
 const DESCRIPTION_LEN_MAX: u64 = 64 << 10;
-const DISKS_MAX: usize = 17;
+const DISKS_MAX: usize = 16;
 /// The version of the layout above.
 pub const FORMAT: u32 = 1;
 

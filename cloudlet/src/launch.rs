@@ -77,6 +77,8 @@ pub struct BootSource {
     pub cpu_model: String,
     /// How the guest learns of its devices, by name.
     pub discovery: String,
+    /// Whether it has a memory balloon.
+    pub balloon: bool,
 }
 
 /// A disk.

@@ -10,9 +10,9 @@ pub const CPUS_MAX: u8 = 8;
 /// Least guest memory, in bytes: the boot structures and a small kernel fit in it.
 pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
 
-/// Most disks a VM may have: rng and vsock take two of the nineteen IOAPIC pins that virtio
-/// devices may use.
-pub const DISKS_MAX: usize = 17;
+/// Most disks a VM may have: rng, vsock and balloon take three of the nineteen IOAPIC pins that
+/// virtio devices may use.
+pub const DISKS_MAX: usize = 16;
 
 /// Most bytes of a kernel command line, without the terminating zero. Linux' own limit on x86 is
 /// `COMMAND_LINE_SIZE` = 2048 with the zero.
@@ -200,6 +200,8 @@ pub struct MachineConfig {
     pub disks: Vec<DiskConfig>,
     /// The VM has a vsock device; its context id.
     pub vsock_cid: Option<u64>,
+    /// The VM has a memory balloon.
+    pub balloon: bool,
 }
 
 impl Default for MachineConfig {
@@ -213,6 +215,7 @@ impl Default for MachineConfig {
             discovery: Discovery::Auto,
             disks: Vec::new(),
             vsock_cid: None,
+            balloon: true,
         }
     }
 }

@@ -71,7 +71,8 @@ pub(crate) fn write_nonzero(file: &File, offset: u64, bytes: &[u8]) -> io::Resul
     Ok(())
 }
 
-fn is_zero(page: &[u8]) -> bool {
+/// Whether there is nothing but zeros in a page.
+pub(crate) fn is_zero(page: &[u8]) -> bool {
     page.chunks(64)
         .all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0)
 }

@@ -66,6 +66,7 @@ fn create_builtin(host: &Host, store: &Store, args: &BaseCreate) -> Result<Store
         memory_mib: args.memory,
         cpu_model: args.cpu.clone(),
         discovery: "auto".into(),
+        balloon: true,
     });
     let options = NewVm {
         name: None,

@@ -137,6 +137,7 @@ impl DemoHost {
                 memory_mib: MEMORY_MIB,
                 cpu_model: "host".into(),
                 discovery: "auto".into(),
+                balloon: true,
             }),
         )?;
         guest::wait_ready(&vmm.dir.vsock_socket())?;

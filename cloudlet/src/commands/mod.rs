@@ -59,6 +59,7 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Run(args) => return run::run(&context, args),
         Command::Ps => vm::ps(&context)?,
         Command::Status(vm) => vm::status(&context, &vm.name)?,
+        Command::Balloon(args) => vm::balloon(&context, args)?,
         Command::Pause(vm) => vm::change(&context, &vm.name, &Request::Pause { lease: false })?,
         Command::Resume(vm) => vm::change(&context, &vm.name, &Request::Resume)?,
         Command::Stop(vm) => vm::stop(&context, &vm.name)?,

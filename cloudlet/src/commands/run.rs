@@ -38,6 +38,7 @@ pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
         memory_mib: args.memory,
         cpu_model: args.cpu.clone(),
         discovery: args.discovery.clone(),
+        balloon: !args.no_balloon,
     });
     let vmm = host.start(&args.vm, !args.detach, "vm", source)?;
     if args.detach {

@@ -1,4 +1,4 @@
-//! `ps`, `status`, `pause`, `resume`, `stop`, `sync`.
+//! `ps`, `status`, `balloon`, `pause`, `resume`, `stop`, `sync`.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Host;
 use super::output::{megabytes, table, text_of};
+use crate::cli::Balloon;
 
 /// How long a VM may take to answer `ps`.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -59,6 +60,9 @@ fn state_of(dir: &VmDir) -> Value {
 pub(super) fn status(host: &Host, name: &str) -> Result<()> {
     let dir = host.find(name)?;
     let state = if dir.is_alive() {
+        // Makes the guest say how its memory does, so that it stands in the status; not every VM has
+        // a balloon, and not every guest a driver for it.
+        let _ = host.ask(name, &Request::Balloon { target_mib: None });
         host.ask(name, &Request::Status)?
     } else {
         state_of(&dir)
@@ -68,20 +72,28 @@ pub(super) fn status(host: &Host, name: &str) -> Result<()> {
 }
 
 fn describe(state: &Value) -> String {
-    let Some(fields) = state.as_object() else {
-        return state.to_string();
-    };
-    let rows: Vec<Vec<String>> = fields
-        .iter()
-        .flat_map(|(key, value)| match value.as_object() {
-            Some(inner) => inner
-                .keys()
-                .map(|inner_key| vec![format!("{key}.{inner_key}"), text_of(value, inner_key)])
-                .collect(),
-            None => vec![vec![key.clone(), text_of(state, key)]],
-        })
-        .collect();
+    let mut rows = Vec::new();
+    add_rows(state, "", &mut rows);
     table(&rows)
+}
+
+/// Adds a row for each field of an object, and for those of objects in it.
+fn add_rows(object: &Value, prefix: &str, rows: &mut Vec<Vec<String>>) {
+    for (key, value) in object.as_object().into_iter().flatten() {
+        if value.is_object() {
+            add_rows(value, &format!("{prefix}{key}."), rows);
+        } else {
+            rows.push(vec![format!("{prefix}{key}"), text_of(object, key)]);
+        }
+    }
+}
+
+/// Shows a VM's balloon, after its target has been changed if there is a new one.
+pub(super) fn balloon(host: &Host, args: &Balloon) -> Result<()> {
+    let target_mib = args.target;
+    let state = host.ask(&args.name, &Request::Balloon { target_mib })?;
+    host.output.result(&state, || describe(&state));
+    Ok(())
 }
 
 /// Makes a request whose only result is that it was carried out.

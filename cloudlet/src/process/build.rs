@@ -175,6 +175,7 @@ impl Parts<'_> {
             cmdline: source.cmdline.clone(),
             disks: source.disks.iter().map(disks::config).collect(),
             vsock_cid: Some(GUEST_CID),
+            balloon: source.balloon,
             ..MachineConfig::default()
         };
         config.validate()?;

@@ -8,9 +8,11 @@
 //! | `server.rs` | the control socket |
 //! | `console.rs` | the serial console |
 //! | `ops.rs` | what is done about requests |
+//! | `balloon.rs` | the memory balloon, and pauses without the guest's free pages |
 //! | `save.rs` | images and overlays of the paused VM |
 //! | `supervise.rs` | what other threads tell the control thread |
 
+mod balloon;
 mod build;
 mod console;
 mod disks;

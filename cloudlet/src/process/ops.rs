@@ -9,13 +9,14 @@ use cloudlet_vmm::devices::disk::Disk;
 use cloudlet_vmm::exit::ExitReason;
 use cloudlet_vmm::footprint;
 use cloudlet_vmm::machine::Machine;
+use cloudlet_vmm::memory::PAGE_BYTES;
 use serde_json::{Value, json};
 
 use super::build::{About, Incoming as Overlay};
 use super::console::Console;
 use super::server::{ClientId, ControlServer, Incoming};
 use super::supervise::Lifeline;
-use super::{Failure, save, say};
+use super::{Failure, balloon, save, say};
 use crate::control::{Reply, Request};
 use crate::launch::Event;
 use crate::synthesis::chain;
@@ -230,13 +231,13 @@ impl Ops {
         };
         match request {
             Request::Status => return Ok(self.status(machine)),
-            Request::Pause { lease } => {
+            Request::Pause { lease: true } => {
+                balloon::pause(machine)?;
+                self.leases.insert(client);
+            }
+            Request::Pause { lease: false } => {
                 machine.pause()?;
-                if lease {
-                    self.leases.insert(client);
-                } else {
-                    self.paused = true;
-                }
+                self.paused = true;
             }
             Request::Resume => {
                 self.paused = false;
@@ -246,13 +247,13 @@ impl Ops {
             Request::Stop => self.stop = true,
             Request::Snapshot { dir } => {
                 let about = &self.about;
-                return held(machine, |machine| {
+                return balloon::held(machine, |machine| {
                     save::image(machine, about, &dir, &mut progress)
                 });
             }
             Request::Overlay { out, early, level } => {
                 let about = &self.about;
-                return held(machine, |machine| {
+                return balloon::held(machine, |machine| {
                     save::overlay(machine, about, &out, &early, level, &mut progress)
                 });
             }
@@ -266,6 +267,7 @@ impl Ops {
                     None => Err("this VM does not record the order of touch".into()),
                 };
             }
+            Request::Balloon { target_mib } => return balloon::serve(machine, target_mib),
             Request::WaitComplete => {}
         }
         Ok(json!({ "name": self.about.name }))
@@ -287,6 +289,10 @@ impl Ops {
             "vsock": about.vsock,
             "uptime_ms": u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         });
+        if let Some(handle) = machine.balloon() {
+            let pages = about.image.memory_bytes / PAGE_BYTES;
+            status["balloon"] = balloon::describe(handle, pages);
+        }
         if let Some(overlay) = &self.overlay {
             status["synthesis"] = overlay.status();
         }
@@ -315,18 +321,4 @@ impl Ops {
         }
         reason
     }
-}
-
-/// Does `work` while the vCPUs stand still; afterwards they are as they were.
-fn held<T>(
-    machine: &mut Machine,
-    work: impl FnOnce(&mut Machine) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let was_running = machine.is_running();
-    machine.pause()?;
-    let result = work(machine);
-    if was_running {
-        machine.resume()?;
-    }
-    result
 }

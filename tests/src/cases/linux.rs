@@ -13,7 +13,7 @@ pub(super) const CASES: &[Case] = &[Case {
 }];
 
 /// The modules of every device that a VM has without options.
-const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio_rng"];
+const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio_rng", "virtio_balloon"];
 
 /// Says how many CPUs there are, what the kernel complains of (but for the PCI that there is not),
 /// and that this was all.
@@ -30,7 +30,7 @@ fn boots(host: &Host) -> Outcome {
     guest.boot(host, "vm", &["--cpus", "2", "--memory", "256"])?;
     let console = guest.wait_for(host, "vm", "done")?;
     ensure!(console.contains("cpus: 2\r\n"), "{console}");
-    ensure!(console.contains("devices: 2\r\n"), "{console}");
+    ensure!(console.contains("devices: 3\r\n"), "{console}");
     ensure!(!console.contains("error: "), "{console}");
     let status = host.status("vm")?;
     ensure_eq!(status["boot"], "linux64", "boot protocol");

@@ -9,6 +9,7 @@ use crate::linux as guests;
 
 mod agent;
 mod apps;
+mod balloon;
 mod bases;
 mod cli;
 mod disks;
@@ -157,6 +158,7 @@ pub fn all() -> Vec<Case> {
         overlays::CASES,
         synthesis::CASES,
         linux::CASES,
+        balloon::CASES,
     ]
     .concat()
 }

@@ -104,7 +104,7 @@ impl Machine {
         let kernel = Kernel::open(kernel)?;
         config.discovery = config.discovery.resolve(kernel.is_linux(), &config.cmdline);
         let site = Site::prepare(&config, &ram)?;
-        let devices = Devices::new(&config, ram.guest(), backends, &site.inbox)?;
+        let devices = Devices::new(&config, &ram, backends, &site.inbox)?;
         devices.connect(&site.vm)?;
         let cmdline = format!("{}{}", config.cmdline, devices.cmdline());
         let hardware = devices.hardware(config.cpus);
@@ -152,13 +152,7 @@ impl Machine {
             });
         }
         saved.vm.restore(&site.vm)?;
-        let devices = Devices::restore(
-            &saved.devices,
-            &saved.config,
-            ram.guest(),
-            backends,
-            &site.inbox,
-        )?;
+        let devices = Devices::restore(&saved.devices, &saved.config, &ram, backends, &site.inbox)?;
         devices.connect(&site.vm)?;
         if let Some(events) = devices.events() {
             events.tell_generation()?;

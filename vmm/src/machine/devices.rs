@@ -20,11 +20,12 @@ use crate::config::{Discovery, MachineConfig};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::serial::{self, Serial, SerialState};
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::{Balloon, BalloonHandle};
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::{MmioState, MmioTransport, WINDOW_BYTES};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
-use crate::memory::GuestRam;
+use crate::memory::Ram;
 
 /// Guest physical address of the first virtio window; the others follow without a gap.
 pub const VIRTIO_BASE: u64 = 0xd000_0000;
@@ -62,36 +63,39 @@ pub(super) struct Devices {
     /// What an ACPI guest is told of by the host.
     events: Option<Events>,
     virtio: Vec<(VirtioPlace, MmioTransport)>,
+    balloon: Option<BalloonHandle>,
 }
 
 impl Devices {
     /// New devices, as after power-on.
     pub(super) fn new(
         config: &MachineConfig,
-        guest: &Arc<GuestRam>,
+        ram: &Ram,
         backends: Backends,
         inbox: &Inbox,
     ) -> Result<Devices, MachineError> {
         let serial_irq = line()?;
-        let (output, devices) = backends.into_devices(config)?;
+        let (output, devices, balloon) = backends.into_devices(config, ram)?;
         let serial = Serial::new(serial_irq.try_clone().map_err(host)?, output);
         let transports = devices
             .into_iter()
-            .map(|device| MmioTransport::new(guest.clone(), device).map_err(MachineError::Virtio))
+            .map(|device| {
+                MmioTransport::new(ram.guest().clone(), device).map_err(MachineError::Virtio)
+            })
             .collect::<Result<Vec<_>, _>>()?;
-        Devices::assemble(config, serial, serial_irq, transports, inbox)
+        Devices::assemble(config, serial, serial_irq, transports, balloon, inbox)
     }
 
     /// Saved devices over this host's resources; paused.
     pub(super) fn restore(
         saved: &SavedDevices,
         config: &MachineConfig,
-        guest: &Arc<GuestRam>,
+        ram: &Ram,
         backends: Backends,
         inbox: &Inbox,
     ) -> Result<Devices, MachineError> {
         let serial_irq = line()?;
-        let (output, devices) = backends.into_devices(config)?;
+        let (output, devices, balloon) = backends.into_devices(config, ram)?;
         let irq = serial_irq.try_clone().map_err(host)?;
         let serial = Serial::restore(&saved.serial, irq, output)?;
         let transports = devices
@@ -99,11 +103,11 @@ impl Devices {
             .zip(&saved.virtio)
             .enumerate()
             .map(|(index, (device, state))| {
-                MmioTransport::restore(state, guest.clone(), device)
+                MmioTransport::restore(state, ram.guest().clone(), device)
                     .map_err(|source| MachineError::RestoreVirtio { index, source })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Devices::assemble(config, serial, serial_irq, transports, inbox)
+        Devices::assemble(config, serial, serial_irq, transports, balloon, inbox)
     }
 
     fn assemble(
@@ -111,6 +115,7 @@ impl Devices {
         serial: Serial,
         serial_irq: EventFd,
         transports: Vec<MmioTransport>,
+        balloon: Option<BalloonHandle>,
         inbox: &Inbox,
     ) -> Result<Devices, MachineError> {
         Ok(Devices {
@@ -122,6 +127,7 @@ impl Devices {
                 .then(Events::new)
                 .transpose()?,
             virtio: VirtioPlace::all().zip(transports).collect(),
+            balloon,
         })
     }
 
@@ -221,6 +227,10 @@ impl Devices {
         self.virtio.iter().map(|(place, _)| *place)
     }
 
+    pub(super) fn balloon(&self) -> Option<&BalloonHandle> {
+        self.balloon.as_ref()
+    }
+
     pub(super) fn serial(&self) -> MutexGuard<'_, Serial> {
         self.serial.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -258,17 +268,21 @@ impl SavedDevices {
     }
 }
 
-/// How many virtio devices a VM has: rng, vsock if it has one, its disks.
+/// How many virtio devices a VM has: rng, vsock and balloon if it has them, its disks.
 fn virtio_count(config: &MachineConfig) -> usize {
-    1 + usize::from(config.vsock_cid.is_some()) + config.disks.len()
+    1 + usize::from(config.vsock_cid.is_some()) + usize::from(config.balloon) + config.disks.len()
 }
 
+/// What [`Backends::into_devices`] gives.
+type Made = (
+    serial::Output,
+    Vec<Box<dyn VirtioDevice>>,
+    Option<BalloonHandle>,
+);
+
 impl Backends {
-    /// The serial port's output and the virtio devices in their order.
-    fn into_devices(
-        self,
-        config: &MachineConfig,
-    ) -> Result<(serial::Output, Vec<Box<dyn VirtioDevice>>), MachineError> {
+    /// The serial port's output, the virtio devices in their order, and the balloon's handle.
+    fn into_devices(self, config: &MachineConfig, ram: &Ram) -> Result<Made, MachineError> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
         match (config.vsock_cid, self.vsock) {
             (Some(cid), Some(socket)) => devices.push(Box::new(Vsock::new(cid, socket)?)),
@@ -281,6 +295,12 @@ impl Backends {
                 });
             }
         }
+        let mut handle = None;
+        if config.balloon {
+            let balloon = Balloon::new(ram.discarder()?).map_err(host)?;
+            handle = Some(balloon.handle());
+            devices.push(Box::new(balloon));
+        }
         if config.disks.len() != self.disks.len() {
             return Err(MachineError::Backends {
                 what: "disks",
@@ -291,7 +311,7 @@ impl Backends {
         for (disk, description) in self.disks.into_iter().zip(&config.disks) {
             devices.push(Box::new(Block::new(disk, &description.id)));
         }
-        Ok((self.serial_out, devices))
+        Ok((self.serial_out, devices, handle))
     }
 }
 

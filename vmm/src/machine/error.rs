@@ -10,6 +10,7 @@ use crate::cpu::cpuid::CpuidError;
 use crate::devices::serial::SerialError;
 use crate::devices::virtio::vsock::VsockError;
 use crate::devices::virtio::{DeviceError, RestoreError};
+use crate::memory::{DirtyError, DiscardError, RamError};
 
 /// Why a machine cannot be built, run or saved.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,15 @@ pub enum MachineError {
         /// How many there are.
         given: usize,
     },
+    /// Guest memory cannot be had.
+    #[error("guest memory")]
+    Ram(#[from] RamError),
+    /// Pages that the guest does not use cannot be given back.
+    #[error("free pages cannot be given back")]
+    Discard(#[from] DiscardError),
+    /// It cannot be said what the guest has written.
+    #[error("the guest's writes cannot be observed")]
+    Dirty(#[from] DirtyError),
     /// The kernel cannot be started.
     #[error("the guest cannot be started")]
     Boot(#[from] BootError),

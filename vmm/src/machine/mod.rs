@@ -7,6 +7,7 @@
 //! | `kvm.rs` | the VM as KVM knows it, and the state of interrupt controllers, timer and clock |
 //! | `devices.rs` | which devices there are, where they sit, how they are wired |
 //! | `acpi.rs` | what the host can tell an ACPI guest: the power button, the generation id |
+//! | `hints.rs` | pausing without the pages that the guest does not use |
 //! | `power.rs` | the power-off port |
 //! | `handle.rs` | requests from other threads |
 //! | `state.rs` | the sections of a saved state |
@@ -21,6 +22,7 @@ mod build;
 mod devices;
 mod error;
 mod handle;
+mod hints;
 mod kvm;
 pub mod power;
 mod state;
@@ -36,6 +38,7 @@ pub use acpi::GenerationId;
 pub use devices::{VIRTIO_BASE, VIRTIO_GSI, VIRTIO_MAX, VirtioPlace};
 pub use error::MachineError;
 pub use handle::MachineHandle;
+pub use hints::Hinted;
 
 use crate::config::MachineConfig;
 use crate::cpu::CpuError;

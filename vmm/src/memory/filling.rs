@@ -62,6 +62,8 @@ pub(super) struct Missing {
     pub(super) counters: Counters,
     pub(super) complete: EventFd,
     pub(super) finished: AtomicBool,
+    /// `finish` has come to its end: userfaultfd has nothing to do with the memory any more.
+    pub(super) released: AtomicBool,
 }
 
 impl Missing {
@@ -227,6 +229,22 @@ impl Missing {
             at.0 += count;
         }
         Ok(placed)
+    }
+
+    /// Puts zeros where pages of a run are missing. Returns for how many.
+    pub(super) fn give_up(&self, run: &PageRun) -> Result<u64, PlaceError> {
+        let mut at = run.first;
+        let mut pages = 0;
+        while at < run.end() {
+            let (there, count) = self.stretch(at, run.end());
+            if !there {
+                pages += self
+                    .fill(&PageRun { first: at, count }, Contents::Zero)?
+                    .new;
+            }
+            at.0 += count;
+        }
+        Ok(pages)
     }
 
     /// Makes pieces with missing pages inaccessible.

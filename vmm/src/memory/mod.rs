@@ -10,11 +10,13 @@
 //! | `filling.rs` | what is missing, and the calls that fill it |
 //! | `pager.rs` | the thread that answers faults |
 //! | `poll.rs` | waiting for file descriptors |
+//! | `discard.rs` | giving pages back to the host |
 //! | `dirty.rs` | which pages were written, by vCPUs and devices alike |
 //! | `pagemap.rs` | which pages are the VM's own |
 //! | `image.rs` | writing RAM to a memory image |
 
 mod dirty;
+mod discard;
 mod filling;
 mod image;
 mod layout;
@@ -27,9 +29,12 @@ mod ram;
 mod uffd;
 
 #[cfg(test)]
+mod discard_tests;
+#[cfg(test)]
 mod pager_tests;
 
 pub use dirty::{DirtyError, DirtyLog};
+pub use discard::{Afterwards, DiscardError, Discarder, pages_of_frames, whole_pages};
 pub use image::ImageError;
 pub use layout::{
     HOLE_END, HOLE_START, LayoutError, PAGE, PAGE_BYTES, PageRun, PageSet, RAM_BYTES_MAX,

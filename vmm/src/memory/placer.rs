@@ -175,6 +175,7 @@ impl Placer {
             counters: Counters::default(),
             complete,
             finished: AtomicBool::new(false),
+            released: AtomicBool::new(false),
         };
         for run in &shared.registered {
             let (host, len) = shared.host_of(run);
@@ -353,7 +354,20 @@ impl Placer {
                     source,
                 })?;
         }
+        shared.released.store(true, Ordering::Release);
         Ok(true)
+    }
+
+    /// Whether the memory is back in the kernel's ordinary care: [`Placer::finish`] is through, and
+    /// nothing will be placed any more.
+    pub(super) fn is_released(&self) -> bool {
+        self.shared.released.load(Ordering::Acquire)
+    }
+
+    /// Puts zeros where pages of `run`, which lies in delta pieces, are missing: nobody needs their
+    /// contents. Returns for how many; contents that come later are redundant.
+    pub(super) fn give_up(&self, run: &PageRun) -> Result<u64, PlaceError> {
+        self.shared.give_up(run)
     }
 
     /// The userfaultfd, for the pager.

@@ -26,6 +26,7 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap,
 };
 
+use super::discard::Discarder;
 use super::layout::{PageRun, PageSet, RamLayout, RamPage, to_u64, to_usize};
 use super::pagemap::{Pagemap, PagemapError};
 use super::pieces::{self, Backing, PIECES_MAX, Piece, Plan, PlanError};
@@ -187,8 +188,9 @@ impl Ram {
     /// or zeros if there is no base. The runs may come in any order.
     ///
     /// Whoever touches a missing page waits until it is placed, so a [`Pager`](super::Pager) has
-    /// to run before anybody does. Until [`Placer::finish`] nobody may discard pages
-    /// (`MADV_DONTNEED`): they would be missing again, with nobody to bring them.
+    /// to run before anybody does. Until [`Placer::finish`] nobody may drop pages
+    /// (`MADV_DONTNEED`) but through a [`Discarder`]: they would be missing again, with nobody to
+    /// bring them.
     ///
     /// # Errors
     /// [`RamError::Plan`] if the runs are empty, overlap, or lie outside RAM;
@@ -261,19 +263,39 @@ impl Ram {
         Ok(pages)
     }
 
-    /// The pages that may differ from the base: the private ones, and the zero pages that the
-    /// delta had mapped over the base, touched or not. Without a base: from zeros.
+    /// The pages that may differ from the base: the private ones, and anonymous pages that lie over
+    /// the base, touched or not, as those of the delta that were discarded. Without a base: from
+    /// zeros.
     ///
     /// # Errors
     /// As [`Ram::private_pages`].
     pub fn pages_off_base(&self) -> Result<PageSet, OwnPagesError> {
         let mut pages = self.private_pages()?;
         if self.base.is_some() {
-            for run in self.runs_of(Backing::Zero) {
-                pages.insert_run(&run);
+            for backing in [Backing::Zero, Backing::Delta] {
+                for run in self.runs_of(backing) {
+                    pages.insert_run(&run);
+                }
             }
         }
         Ok(pages)
+    }
+
+    /// Who gives pages back to the host.
+    ///
+    /// # Errors
+    /// When a descriptor cannot be had.
+    pub fn discarder(&self) -> Result<Discarder, RamError> {
+        let base = self.base.as_ref().map(File::try_clone).transpose();
+        Discarder::new(
+            self.layout,
+            Arc::clone(&self.guest),
+            self.slots.clone(),
+            self.pieces.clone(),
+            base.map_err(RamError::Image)?,
+            self.placer.clone(),
+        )
+        .map_err(RamError::Pagemap)
     }
 
     /// The file behind base pieces.

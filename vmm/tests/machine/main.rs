@@ -3,5 +3,6 @@
 mod common;
 mod confined;
 mod exits;
+mod hints;
 mod snapshot;
 mod topology;

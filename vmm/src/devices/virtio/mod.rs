@@ -5,6 +5,7 @@
 //! the control thread, request by request and synchronously; activation and reset run on the vCPU
 //! whose register write asks for them. One lock a device covers both.
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod mmio;
@@ -31,6 +32,8 @@ pub mod device_type {
     pub const BLOCK: u32 = 2;
     /// Entropy device, section 5.4.
     pub const RNG: u32 = 4;
+    /// Memory balloon, section 5.5.
+    pub const BALLOON: u32 = 5;
     /// Socket device, section 5.10.
     pub const VSOCK: u32 = 19;
 }
@@ -128,6 +131,8 @@ pub enum DeviceState {
     Block(block::BlockState),
     /// A socket device.
     Vsock(vsock::VsockState),
+    /// A memory balloon.
+    Balloon(balloon::BalloonState),
 }
 
 /// What a device works on while it handles an event.
@@ -139,6 +144,8 @@ pub struct DeviceIo<'a> {
     /// Queues (bit by index) that have more to do than one turn should take: the transport comes
     /// back to them on the event loop's next turn.
     pub again: u32,
+    /// Set by a device that has changed its configuration space: the driver is told.
+    pub config_changed: bool,
 }
 
 impl DeviceIo<'_> {
@@ -177,8 +184,13 @@ pub trait VirtioDevice: Send {
     /// Largest size of each queue, powers of two.
     fn queue_sizes(&self) -> &'static [u16];
 
-    /// Configuration space, little-endian, constant for the device's life.
+    /// Configuration space, little-endian. Its length is constant for the device's life; a change of
+    /// its contents is announced by [`DeviceIo::config_changed`].
     fn config(&self) -> &[u8];
+
+    /// The driver writes `bytes` to configuration space from `at` on. A field that is not the driver's
+    /// stays as it is, and most devices have no other.
+    fn write_config(&mut self, _at: usize, _bytes: &[u8]) {}
 
     /// Descriptors that become readable when the host has something for the device; constant for
     /// the device's life. They are watched, level-triggered, while the device is active.

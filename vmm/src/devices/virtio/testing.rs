@@ -116,6 +116,11 @@ impl Driver {
         self.transport.write(register, &value.to_le_bytes());
     }
 
+    /// Writes to the device's window with any width.
+    pub fn transport_write(&mut self, offset: u64, data: &[u8]) {
+        self.transport.write(offset, data);
+    }
+
     /// The device status.
     pub fn status(&mut self) -> u32 {
         self.read(0x70)

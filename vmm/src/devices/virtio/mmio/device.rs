@@ -86,6 +86,8 @@ pub(super) struct Core {
     pub(super) driver_features_select: u32,
     pub(super) driver_features: u64,
     pub(super) queue_select: u32,
+    /// Counts changes of configuration space, so that a driver notices one while it reads.
+    config_generation: u32,
     /// The machine is paused: no guest memory may change.
     pub(super) paused: bool,
     /// Backend descriptors (bit by index) taken out of the event loop while the device could do
@@ -124,6 +126,7 @@ impl MmioTransport {
                 driver_features_select: 0,
                 driver_features: 0,
                 queue_select: 0,
+                config_generation: 0,
                 paused: false,
                 masked: 0,
                 error: None,
@@ -182,9 +185,10 @@ impl Shared {
             guest: &core.guest,
             queues: &mut core.queues,
             again: 0,
+            config_changed: false,
         };
         let mut result = work(core.device.as_mut(), &mut io);
-        let again = io.again;
+        let (again, config_changed) = (io.again, io.config_changed);
         let mut signal = false;
         for (index, queue) in core.queues.iter_mut().enumerate() {
             match queue.take_signal(&core.guest) {
@@ -197,8 +201,16 @@ impl Shared {
                 }
             }
         }
+        let mut reasons = 0;
         if signal {
-            self.interrupt(VIRTIO_MMIO_INT_VRING);
+            reasons |= VIRTIO_MMIO_INT_VRING;
+        }
+        if config_changed {
+            core.config_generation = core.config_generation.wrapping_add(1);
+            reasons |= VIRTIO_MMIO_INT_CONFIG;
+        }
+        if reasons != 0 {
+            self.interrupt(reasons);
         }
         for (index, kick) in self.kicks.iter().enumerate() {
             if again >> index & 1 == 1 {
@@ -407,8 +419,7 @@ impl Core {
             VIRTIO_MMIO_STATUS => self.status,
             // There is no shared memory region: its length reads as -1, section 4.2.2.
             VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
-            // No device here changes its configuration.
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.config_generation,
             _ => 0,
         }
     }
@@ -438,7 +449,12 @@ impl BusDevice for MmioTransport {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        // No device here has configuration the driver may write.
+        if let Some(at) = offset.checked_sub(u64::from(VIRTIO_MMIO_CONFIG)) {
+            if let Ok(at) = usize::try_from(at) {
+                self.shared.lock().device.write_config(at, data);
+            }
+            return;
+        }
         let (Some(register), Ok(bytes)) = (register(offset), <[u8; 4]>::try_from(data)) else {
             return;
         };
