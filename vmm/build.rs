@@ -19,7 +19,7 @@ mod seccomp {
 }
 
 /// A thread kind each; the file is `KIND.policy`, the program `KIND` in capitals.
-const KINDS: [&str; 5] = ["control", "vcpu", "pager", "worker", "fetch"];
+const KINDS: [&str; 6] = ["control", "vcpu", "pager", "worker", "fetch", "image"];
 
 /// Set in the number of every call made through the x32 ABI
 /// (__X32_SYSCALL_BIT of arch/x86/include/uapi/asm/unistd.h).

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::builder::ArgPredicate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use cloudlet_vmm::devices::rate::Limits;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -96,6 +97,9 @@ pub(crate) enum Command {
     /// The VMM process itself; started by the other commands
     #[command(name = cloudlet::launch::VMM_COMMAND, hide = true)]
     VmmProcess,
+    /// Reads a disk image of another format; started by the VMM process
+    #[command(name = cloudlet::process::image::IMAGE_COMMAND, hide = true)]
+    ImageProcess,
     /// Removes the directory of a command that was killed; started by the command
     #[command(name = crate::commands::SWEEP_COMMAND, hide = true)]
     SweepProcess,
@@ -108,9 +112,15 @@ VM unless layer=FILE names it.
 
 Options of --disk:
   ro           the guest may not write
+  format=KIND  what the image is: raw or qcow2. Without, a name that ends with .qcow2 is one, all
+               others are raw; a raw one that looks like qcow2 is refused. A qcow2 image must not
+               refer to other files (`qemu-img convert` puts them into one)
   serial=TEXT  the disk's serial number (Linux shows /dev/disk/by-id/virtio-TEXT)
   layer=FILE   keep what the guest writes in FILE, which is made if it is not there; a later run
                with the same image goes on with it. What the guest has flushed survives a crash
+  bandwidth=MIB, iops=N
+               limits: MiB and requests a second, with a second's worth saved up. They are this
+               host's: a restored VM has those of its own command line
 A comma in a file's name is written twice.
 
 Attached (without --detach) the terminal is the guest's serial console, and the VM ends with this
@@ -127,6 +137,7 @@ Examples:
   cloudlet run --image deb
   cloudlet run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0' --memory 512 --cpus 2
   cloudlet run --kernel app.elf --disk data.img,ro --name web --detach
+  cloudlet run --kernel vmlinuz --disk debian.qcow2,layer=debian.layer --cmdline 'root=/dev/vda1'
   cloudlet run --disk root.img,layer=root.layer,serial=root --disk empty:512";
 
 const IMAGE_BUILD_HELP: &str = "\
@@ -345,6 +356,17 @@ pub(crate) struct NewVm {
     /// Run without seccomp filters (for debugging the VMM itself)
     #[arg(long, hide = true)]
     pub(crate) no_seccomp: bool,
+    /// Limits of the disks in order, from `--disk` or `--disk-limit`
+    #[arg(skip)]
+    pub(crate) disk_limits: Vec<Limits>,
+}
+
+/// Limits of disks that a saved VM has.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DiskLimits {
+    /// Limit disk number N (the first is 0) to so many MiB and requests a second
+    #[arg(long = "disk-limit", value_name = "N[,bandwidth=MIB][,iops=N]")]
+    pub(crate) disk_limits: Vec<String>,
 }
 
 /// `snapshot`
@@ -365,6 +387,8 @@ pub(crate) struct Restore {
     /// Start N VMs; their names are NAME-1 to NAME-N
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) clones: Option<u16>,
+    #[command(flatten)]
+    pub(crate) limits: DiskLimits,
     #[command(flatten)]
     pub(crate) vm: NewVm,
 }
@@ -581,6 +605,8 @@ pub(crate) struct Synthesize {
     /// Seconds without a byte after which the transfer counts as stalled
     #[arg(long, default_value_t = 10.0, value_name = "SECONDS")]
     pub(crate) stall: f64,
+    #[command(flatten)]
+    pub(crate) limits: DiskLimits,
     #[command(flatten)]
     pub(crate) vm: NewVm,
 }

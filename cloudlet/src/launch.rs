@@ -9,6 +9,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
+use cloudlet_vmm::devices::rate::Limits;
 use serde::{Deserialize, Serialize};
 
 use crate::registry::{self, VmDir};
@@ -38,6 +39,8 @@ pub struct Spec {
     pub store: PathBuf,
     /// Where disks' layers are kept that have no name.
     pub scratch: PathBuf,
+    /// Limits of the disks in order; those it does not reach have none.
+    pub disk_limits: Vec<Limits>,
     /// Where the VM's state comes from.
     pub source: Source,
 }
@@ -81,11 +84,23 @@ pub struct BootSource {
     pub balloon: bool,
 }
 
+/// What a disk image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// The disk's bytes.
+    Raw,
+    /// QEMU's format.
+    Qcow2,
+}
+
 /// A disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSource {
     /// The image, which is never written to; an empty disk if there is none.
     pub image: Option<PathBuf>,
+    /// The image's format; if it is not said, a raw one that does not look like another.
+    pub format: Option<DiskFormat>,
     /// Size in bytes of an empty disk.
     pub empty_len: u64,
     /// Whether the guest may not write.

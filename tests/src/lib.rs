@@ -14,4 +14,5 @@ pub mod inject;
 pub mod linux;
 pub mod namespace;
 pub mod process;
+pub mod qcow2;
 pub mod runner;

@@ -50,16 +50,19 @@ pub enum ThreadKind {
     Worker,
     /// Receives an overlay from the network.
     Fetch,
+    /// The only thread of the process that reads a disk image of another format.
+    Image,
 }
 
 impl ThreadKind {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Control,
         Self::Vcpu,
         Self::Pager,
         Self::Worker,
         Self::Fetch,
+        Self::Image,
     ];
 
     /// The name of its policy file, and what the name of such a thread starts with.
@@ -71,6 +74,7 @@ impl ThreadKind {
             Self::Pager => "pager",
             Self::Worker => "worker",
             Self::Fetch => "fetch",
+            Self::Image => "image",
         }
     }
 
@@ -81,6 +85,7 @@ impl ThreadKind {
             Self::Pager => &PAGER,
             Self::Worker => &WORKER,
             Self::Fetch => &FETCH,
+            Self::Image => &IMAGE,
         }
     }
 }

@@ -73,6 +73,7 @@ fn create_builtin(host: &Host, store: &Store, args: &BaseCreate) -> Result<Store
         vsock: None,
         paused: false,
         no_seccomp: false,
+        disk_limits: Vec::new(),
     };
     let vmm = host.start(&options, true, "base", source)?;
     let published = cloudlet::guest::wait_ready(&vmm.dir.vsock_socket())

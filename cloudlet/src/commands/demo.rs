@@ -326,6 +326,7 @@ impl DemoHost {
             vsock: None,
             paused: false,
             no_seccomp: false,
+            disk_limits: Vec::new(),
         };
         self.host.start(&options, true, "demo", source)
     }

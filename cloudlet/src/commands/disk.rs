@@ -5,23 +5,31 @@
 //! the host. So the format is what the user says, or what the file's name ends with, which no guest
 //! has chosen; a file that looks like qcow2 without either is refused (`process/disks.rs`).
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use cloudlet::launch::DiskSource;
+use cloudlet::launch::{DiskFormat, DiskSource};
 use cloudlet_vmm::config::DISK_ID_BYTES_MAX;
+use cloudlet_vmm::devices::rate::{Limits, Rate};
 
 use super::{absolute, existing};
 
+/// Most disks that can be limited: more than a VM has.
+const DISKS_MAX: usize = 64;
+/// Highest limits: 1 TiB and a thousand million requests a second.
+const BANDWIDTH_MIB_MAX: u64 = 1 << 20;
+const IOPS_MAX: u64 = 1_000_000_000;
 /// Largest empty disk: 1 TiB.
 const EMPTY_MIB_MAX: u64 = 1 << 20;
 
 /// Reads all `--disk` of a command line.
-pub(super) fn parse_all(texts: &[String]) -> Result<Vec<DiskSource>> {
+pub(super) fn parse_all(texts: &[String]) -> Result<(Vec<DiskSource>, Vec<Limits>)> {
     let disks = texts
         .iter()
         .map(|text| parse(text).with_context(|| format!("cannot use --disk {text}")))
         .collect::<Result<Vec<_>>>()?;
+    let (disks, limits): (Vec<_>, Vec<_>) = disks.into_iter().unzip();
     for (at, disk) in disks.iter().enumerate() {
         let before = disks.iter().take(at);
         if !disk.serial.is_empty() && before.clone().any(|other| other.serial == disk.serial) {
@@ -35,17 +43,78 @@ pub(super) fn parse_all(texts: &[String]) -> Result<Vec<DiskSource>> {
             bail!("two disks have the layer {}", layer.display());
         }
     }
-    Ok(disks)
+    Ok((disks, limits))
+}
+
+/// Reads all `--disk-limit` of a command line, `N[,bandwidth=MIB][,iops=N]` each.
+pub(super) fn parse_limits(texts: &[String]) -> Result<Vec<Limits>> {
+    let mut all: Vec<Limits> = Vec::new();
+    for text in texts {
+        let (number, limits) =
+            parse_limit(text).with_context(|| format!("cannot use --disk-limit {text}"))?;
+        if all.len() <= number {
+            all.resize(number + 1, Limits::default());
+        }
+        match all.get_mut(number) {
+            Some(slot) if *slot == Limits::default() => *slot = limits,
+            _ => bail!("disk {number} is limited twice"),
+        }
+    }
+    Ok(all)
+}
+
+fn parse_limit(text: &str) -> Result<(usize, Limits)> {
+    let (number, options) = text.split_once(',').context("it has no limit")?;
+    let number = number
+        .parse()
+        .ok()
+        .filter(|number| *number < DISKS_MAX)
+        .with_context(|| format!("{number:?} is no number of a disk"))?;
+    let mut limits = Limits::default();
+    for option in options.split(',') {
+        let (key, value) = option.split_once('=').unwrap_or((option, ""));
+        let slot = limit_slot(&mut limits, key)
+            .with_context(|| format!("there is no limit `{key}`: there are bandwidth and iops"))?;
+        if slot.replace(parse_rate(key, value)?).is_some() {
+            bail!("{key} is there twice");
+        }
+    }
+    Ok((number, limits))
+}
+
+/// The limit that is called `key`.
+fn limit_slot<'a>(limits: &'a mut Limits, key: &str) -> Option<&'a mut Option<Rate>> {
+    match key {
+        "bandwidth" => Some(&mut limits.bytes),
+        "iops" => Some(&mut limits.operations),
+        _ => None,
+    }
+}
+
+fn parse_rate(key: &str, value: &str) -> Result<Rate> {
+    let (unit, most, what) = match key {
+        "bandwidth" => (1 << 20, BANDWIDTH_MIB_MAX, "MiB"),
+        _ => (1, IOPS_MAX, "requests"),
+    };
+    let number = value.parse().ok().filter(|number| *number <= most);
+    let rate = number.and_then(|number: u64| NonZeroU64::new(number * unit));
+    match rate {
+        Some(rate) => Ok(Rate::new(rate)),
+        None => bail!("{key}= takes 1 to {most} {what} a second, not {value:?}"),
+    }
 }
 
 /// Reads `FILE` or `empty:MIB`, and options behind commas. A comma in a file's name is doubled.
-fn parse(text: &str) -> Result<DiskSource> {
+fn parse(text: &str) -> Result<(DiskSource, Limits)> {
     let words = split(text);
     let (first, options) = words.split_first().context("it names no file")?;
-    let mut disk = DiskSource::default();
+    let (mut disk, mut limits) = (DiskSource::default(), Limits::default());
     match first.strip_prefix("empty:") {
         Some(size) => disk.empty_len = parse_empty(size)?,
-        None => disk.image = Some(existing(first.as_ref(), "disk image")?),
+        None => {
+            disk.image = Some(existing(first.as_ref(), "disk image")?);
+            disk.format = first.ends_with(".qcow2").then_some(DiskFormat::Qcow2);
+        }
     }
     let mut seen: Vec<&str> = Vec::new();
     for option in options {
@@ -56,16 +125,22 @@ fn parse(text: &str) -> Result<DiskSource> {
         if seen.contains(&key) {
             bail!("{key} is there twice");
         }
-        apply(&mut disk, key, value)?;
+        match (limit_slot(&mut limits, key), value) {
+            (Some(slot), Some(value)) => *slot = Some(parse_rate(key, value)?),
+            _ => apply(&mut disk, key, value)?,
+        }
         seen.push(key);
     }
     if disk.image.is_none() && disk.read_only {
         bail!("an empty disk cannot be read-only");
     }
+    if disk.image.is_none() && disk.format.is_some() {
+        bail!("an empty disk has no format");
+    }
     if disk.layer.is_some() && disk.read_only {
         bail!("a read-only disk has no layer: `ro` and `layer` exclude each other");
     }
-    Ok(disk)
+    Ok((disk, limits))
 }
 
 fn apply(disk: &mut DiskSource, key: &str, value: Option<&str>) -> Result<()> {
@@ -74,11 +149,16 @@ fn apply(disk: &mut DiskSource, key: &str, value: Option<&str>) -> Result<()> {
         ("serial", Some(text)) => disk.serial = parse_serial(text)?,
         ("layer", Some("")) => bail!("layer= takes a file's name"),
         ("layer", Some(path)) => disk.layer = Some(layer_path(path)?),
+        ("format", Some("raw")) => disk.format = Some(DiskFormat::Raw),
+        ("format", Some("qcow2")) => disk.format = Some(DiskFormat::Qcow2),
+        ("format", Some(other)) => bail!("format= takes raw or qcow2, not {other:?}"),
         ("ro", Some(_)) => bail!("`ro` takes no value"),
-        ("serial" | "layer", None) => bail!("`{key}` takes a value, as in {key}=..."),
+        ("format" | "serial" | "layer" | "bandwidth" | "iops", None) => {
+            bail!("`{key}` takes a value, as in {key}=...")
+        }
         _ => bail!(
-            "there is no option `{key}`: there are ro, serial=TEXT and layer=FILE (a comma in a \
-             file's name is written twice)"
+            "there is no option `{key}`: there are ro, format=raw|qcow2, serial=TEXT, layer=FILE, \
+             bandwidth=MIB and iops=N (a comma in a file's name is written twice)"
         ),
     }
     Ok(())
@@ -146,7 +226,8 @@ mod tests {
         let image = dir.join("d,1.img");
         std::fs::write(&image, "x").unwrap();
         let text = dir.join("d,,1.img").to_str().unwrap().to_owned();
-        let plain = parse(&text).unwrap();
+        let parse = |text: &str| parse(text).unwrap().0;
+        let plain = parse(&text);
         assert_eq!(
             plain,
             DiskSource {
@@ -154,13 +235,49 @@ mod tests {
                 ..DiskSource::default()
             }
         );
-        let read_only = parse(&format!("{text},serial=a.B_9-,ro")).unwrap();
+        let read_only = parse(&format!("{text},serial=a.B_9-,ro"));
         assert!(read_only.read_only);
         assert_eq!(read_only.serial, "a.B_9-");
-        assert_eq!(parse("empty:3").unwrap().empty_len, 3 << 20);
+        assert_eq!(parse("empty:3").empty_len, 3 << 20);
+        assert_eq!(plain.format, None);
+        let format = |text: &str| parse(text).format;
+        assert_eq!(format(&format!("{text},format=raw")), Some(DiskFormat::Raw));
+        std::fs::write(dir.join("d.qcow2"), "x").unwrap();
+        let text = dir.join("d.qcow2").to_str().unwrap().to_owned();
+        assert_eq!(format(&text), Some(DiskFormat::Qcow2));
+        assert_eq!(format(&format!("{text},format=raw")), Some(DiskFormat::Raw));
         let layer = dir.join("new");
-        let layered = parse(&format!("empty:1,layer={}", layer.display())).unwrap();
+        let layered = parse(&format!("empty:1,layer={}", layer.display()));
         assert_eq!(layered.layer, Some(layer));
+    }
+
+    #[test]
+    fn limits_read_as_documented() {
+        let rate = |number| NonZeroU64::new(number).map(Rate::new);
+        let both = Limits {
+            bytes: rate(3 << 20),
+            operations: rate(70),
+        };
+        let disks = ["empty:1", "empty:1,iops=70,bandwidth=3"].map(str::to_owned);
+        let (_, limits) = parse_all(&disks).unwrap();
+        assert_eq!(limits, [Limits::default(), both]);
+        let texts = ["1,bandwidth=3,iops=70"].map(str::to_owned);
+        assert_eq!(parse_limits(&texts).unwrap(), limits);
+        for (bad, why) in [
+            ("1", "has no limit"),
+            ("x,iops=1", "no number of a disk"),
+            ("64,iops=1", "no number of a disk"),
+            ("0,iops", "takes 1 to 1000000000 requests"),
+            ("0,iops=0", "takes 1 to"),
+            ("0,bandwidth=1048577", "1 to 1048576 MiB"),
+            ("0,iops=1,iops=1", "twice"),
+            ("0,speed=1", "there are bandwidth and iops"),
+        ] {
+            let said = format!("{:#}", parse_limits(&[bad.to_owned()]).unwrap_err());
+            assert!(said.contains(why), "{bad}: {said}");
+        }
+        let twice = ["0,iops=1", "0,bandwidth=1"].map(str::to_owned);
+        assert!(parse_limits(&twice).is_err());
     }
 
     #[test]
@@ -173,7 +290,13 @@ mod tests {
             ("", "cannot find the disk image"),
             ("empty:1,ro", "cannot be read-only"),
             ("empty:1,", "no option ``"),
-            ("empty:1,rw", "there are ro, serial=TEXT"),
+            ("empty:1,rw", "there are ro, format=raw|qcow2, serial=TEXT"),
+            ("empty:1,format=raw", "has no format"),
+            ("/dev/null,format=vmdk", "takes raw or qcow2"),
+            ("/dev/null,format", "takes a value"),
+            ("empty:1,iops", "takes a value"),
+            ("empty:1,bandwidth=0", "1 to 1048576 MiB"),
+            ("empty:1,iops=1,iops=1", "iops is there twice"),
             ("empty:1,serial", "takes a value"),
             ("empty:1,serial=", "1 to 20 letters"),
             ("empty:1,serial=a b", "1 to 20 letters"),

@@ -38,6 +38,9 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
     if matches!(cli.command, Command::VmmProcess) {
         cloudlet::process::main();
     }
+    if matches!(cli.command, Command::ImageProcess) {
+        cloudlet::process::image::main();
+    }
     if matches!(cli.command, Command::SweepProcess) {
         scratch::sweep()?;
         return Ok(ExitCode::SUCCESS);
@@ -77,7 +80,10 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Call(args) => app::call(&context, args)?,
         Command::Serve(args) => serve::serve(&context, args)?,
         Command::Demo(args) => demo::demo(&context, args)?,
-        Command::Completions { .. } | Command::VmmProcess | Command::SweepProcess => {}
+        Command::Completions { .. }
+        | Command::VmmProcess
+        | Command::ImageProcess
+        | Command::SweepProcess => {}
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -154,6 +160,7 @@ impl Host {
             vsock,
             store: self.paths.store()?,
             scratch: self.paths.scratch()?,
+            disk_limits: options.disk_limits.clone(),
             source,
         };
         let progress = self.output.progress();

@@ -112,6 +112,7 @@ fn rehearse(
         vsock: None,
         paused: false,
         no_seccomp: false,
+        disk_limits: Vec::new(),
     };
     let rehearsal = host.start(&options, true, "rehearsal", source)?;
     let touched = guest::call(&rehearsal.dir.vsock_socket(), request)

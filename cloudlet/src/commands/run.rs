@@ -6,19 +6,21 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use cloudlet::boot_image::BootImage;
 use cloudlet::launch::{BootSource, DiskSource, Source, Vmm};
+use cloudlet_vmm::devices::rate::Limits;
 use serde_json::json;
 
 use super::{Host, console, disk, existing};
-use crate::cli::Run;
+use crate::cli::{NewVm, Run};
 
 pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
-    let mut disks = disk::parse_all(&args.disks)?;
+    let (mut disks, mut disk_limits) = disk::parse_all(&args.disks)?;
     let optional =
         |path: &Option<PathBuf>, what| path.as_deref().map(|path| existing(path, what)).transpose();
     let image = args.image.as_deref().map(open_image).transpose()?;
     let (kernel, initrd, cmdline) = match image {
         Some(image) => {
             disks.insert(0, root_disk(image.root));
+            disk_limits.insert(0, Limits::default());
             let words = [image.manifest.cmdline.as_str(), args.cmdline.as_str()];
             let cmdline = words.join(" ").trim_end().to_owned();
             (Some(image.kernel), Some(image.initrd), cmdline)
@@ -40,7 +42,11 @@ pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
         discovery: args.discovery.clone(),
         balloon: !args.no_balloon,
     });
-    let vmm = host.start(&args.vm, !args.detach, "vm", source)?;
+    let options = NewVm {
+        disk_limits,
+        ..args.vm.clone()
+    };
+    let vmm = host.start(&options, !args.detach, "vm", source)?;
     if args.detach {
         let name = vmm.dir.name.as_str();
         host.output

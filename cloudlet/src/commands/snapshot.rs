@@ -8,7 +8,7 @@ use cloudlet::launch::Source;
 use cloudlet::store::Store;
 use serde_json::{Value, json};
 
-use super::{Host, absolute, existing};
+use super::{Host, absolute, disk, existing};
 use crate::cli::{NewVm, Restore, Snapshot};
 
 pub(super) fn snapshot(host: &Host, args: &Snapshot) -> Result<()> {
@@ -22,7 +22,12 @@ pub(super) fn snapshot(host: &Host, args: &Snapshot) -> Result<()> {
 pub(super) fn restore(host: &Host, args: &Restore) -> Result<()> {
     let source = image_source(host, &args.source)?;
     let mut started: Vec<Value> = Vec::new();
+    let disk_limits = disk::parse_limits(&args.limits.disk_limits)?;
     for options in clone_options(args) {
+        let options = NewVm {
+            disk_limits: disk_limits.clone(),
+            ..options
+        };
         let vmm = host.start(&options, false, "vm", source.clone())?;
         started.push(json!({ "name": vmm.dir.name.as_str(), "pid": vmm.child.id() }));
     }

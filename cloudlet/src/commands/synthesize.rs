@@ -6,8 +6,8 @@ use cloudlet::fetch::Location;
 use cloudlet::launch::{OverlaySource, Source, Vmm};
 use serde_json::json;
 
-use super::{Host, absolute, existing};
-use crate::cli::Synthesize;
+use super::{Host, absolute, disk, existing};
+use crate::cli::{NewVm, Synthesize};
 
 /// Slowest link that can be asked for, in Mbit/s; below it a page takes seconds.
 const RATE_MBIT_MIN: f64 = 0.01;
@@ -35,7 +35,11 @@ pub(super) fn synthesize(host: &Host, args: &Synthesize) -> Result<()> {
         stall_secs: args.stall,
         expect: args.expect.clone(),
     });
-    let mut vmm = host.start(&args.vm, false, "vm", source)?;
+    let options = NewVm {
+        disk_limits: disk::parse_limits(&args.limits.disk_limits)?,
+        ..args.vm.clone()
+    };
+    let mut vmm = host.start(&options, false, "vm", source)?;
     if args.wait {
         wait_complete(host, &mut vmm)
             .with_context(|| format!("the overlay of {} did not arrive whole", vmm.dir.name))?;

@@ -10,20 +10,21 @@ use cloudlet_overlay::{BaseId, Space};
 use cloudlet_vmm::boot::Image as Kernel;
 use cloudlet_vmm::config::MachineConfig;
 use cloudlet_vmm::devices::disk::{BlockNumber, Disk, PendingBlocks};
+use cloudlet_vmm::devices::rate::Limits;
 use cloudlet_vmm::devices::virtio::vsock::HostSocket;
 use cloudlet_vmm::machine::{Backends, Machine, MachineHandle};
 use cloudlet_vmm::memory::{Pager, PagerHooks, Placer, Ram, RamLayout};
 use cloudlet_vmm::threads::{ThreadHook, ThreadKind};
 use serde_json::{Value, json};
 
-use super::Failure;
 use super::console::Console;
 use super::disks;
 use super::server::ControlServer;
 use super::supervise;
+use super::{Failure, say};
 use crate::fetch::{self, Link, Location, Rate, Remote, Stream};
 use crate::image::{Description, FORMAT, Image};
-use crate::launch::{BootSource, OverlaySource, Source, Spec};
+use crate::launch::{BootSource, Event, OverlaySource, Source, Spec};
 use crate::pages::ImagePages;
 use crate::registry::VmDir;
 use crate::store::{Base, Store};
@@ -153,15 +154,32 @@ impl Parts<'_> {
         Ok(Backends {
             serial_out: Box::new(self.out.clone()),
             disks: disks.to_vec(),
+            disk_limits: self.disk_limits(disks.len())?,
             vsock: Some(HostSocket::bind(&self.spec.vsock)?),
         })
+    }
+
+    fn disk_limits(&self, disks: usize) -> Result<Vec<Limits>, Failure> {
+        let limits = &self.spec.disk_limits;
+        if let Some(last) = limits.len().checked_sub(1).filter(|last| *last >= disks) {
+            return Err(format!("there is no disk number {last} to limit: {disks} in all").into());
+        }
+        Ok(limits.clone())
     }
 
     fn boot(&self, source: &BootSource) -> Result<Vm, Failure> {
         let disks = source
             .disks
             .iter()
-            .map(|disk| disks::open(disk, &self.spec.scratch))
+            .map(|disk| {
+                disks::open(disk, &self.spec.scratch, &mut |done, total| {
+                    say(&Event::Progress {
+                        step: "disk image".into(),
+                        done,
+                        total,
+                    });
+                })
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let memory_bytes = source
             .memory_mib

@@ -1,8 +1,10 @@
 //! Disks: the files behind them, opened before the control thread is confined.
 //!
-//! A base image is opened for reading only. What the guest writes goes to a layer: an unnamed file
-//! that is gone with the VM, or one that the user has named, which the next VM finds again. A named
-//! layer knows its base by a mark: the BLAKE3 hash of the image's length, its first 2 MiB and 256
+//! A base image is opened for reading only. One of another format than raw becomes a raw file first
+//! (`image.rs`). What an image is does not follow from what is in it: see `commands/disk.rs`.
+//!
+//! What the guest writes goes to a layer: an unnamed file that is gone with the VM, or one that the
+//! user has named, which the next VM finds again. A named layer knows its base by a mark: the BLAKE3 hash of the image's length, its first 2 MiB and 256
 //! pieces spread over the rest. That is quick for an image of any size, and tells another image, or
 //! one that was mounted or repaired since, but not every change of a byte.
 
@@ -12,11 +14,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cloudlet_vmm::config::DiskConfig;
-use cloudlet_vmm::devices::disk::{BaseMark, Disk, Layer, LayerError};
+use cloudlet_vmm::devices::disk::{BaseMark, Disk, Layer, LayerError, qcow2};
 
-use super::Failure;
+use super::{Failure, image};
 use crate::image::DiskImage;
-use crate::launch::DiskSource;
+use crate::launch::{DiskFormat, DiskSource};
 use crate::synthesis::chain;
 
 /// Bytes at the image's beginning that its mark covers: partition tables, boot code, the
@@ -26,11 +28,20 @@ const MARK_HEAD_LEN: u64 = 2 << 20;
 const MARK_PIECES: u64 = 256;
 const MARK_PIECE_LEN: u64 = 4096;
 
-/// A disk as its source says.
-pub(super) fn open(source: &DiskSource, scratch: &Path) -> Result<Disk, Failure> {
+/// A disk as its source says. `progress` is told how far a conversion is.
+pub(super) fn open(
+    source: &DiskSource,
+    scratch: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Disk, Failure> {
     let (base, len) = match &source.image {
         Some(path) => {
-            let (file, len) = open_image(path)?;
+            let named = |error: Failure| {
+                let why = chain(error.as_ref());
+                format!("cannot use the disk image {}: {why}", path.display())
+            };
+            let file = open_image(path, source.format, scratch, progress).map_err(named)?;
+            let len = file.metadata()?.len();
             (Some(file), len)
         }
         None => (None, source.empty_len),
@@ -68,11 +79,25 @@ pub(super) fn config(source: &DiskSource) -> DiskConfig {
     }
 }
 
-fn open_image(path: &Path) -> Result<(File, u64), Failure> {
-    let failed = |error| format!("cannot use the disk image {}: {error}", path.display());
-    let file = File::open(path).map_err(failed)?;
-    let len = file.metadata().map_err(failed)?.len();
-    Ok((file, len))
+/// The image as a raw file, for reading.
+fn open_image(
+    path: &Path,
+    format: Option<DiskFormat>,
+    scratch: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<File, Failure> {
+    let file = File::open(path)?;
+    match format {
+        Some(DiskFormat::Raw) => Ok(file),
+        Some(DiskFormat::Qcow2) => image::raw(file, scratch, progress),
+        // Not a guess: a guest may have written that to a disk of its own.
+        None if qcow2::is_qcow2(&file)? => Err(
+            "it looks like a qcow2 image: say format=qcow2 behind its name if you know that it is \
+             one, or format=raw if a guest had it as its disk"
+                .into(),
+        ),
+        None => Ok(file),
+    }
 }
 
 /// The layer at `path`, which is made if it is not there.
@@ -137,7 +162,7 @@ mod tests {
     }
 
     fn refused(source: &DiskSource, scratch: &Path) -> String {
-        match open(source, scratch) {
+        match open(source, scratch, &mut |_, _| {}) {
             Ok(_) => panic!("not refused: {source:?}"),
             Err(error) => chain(error.as_ref()),
         }
@@ -147,10 +172,10 @@ mod tests {
     fn a_named_layer_is_made_kept_and_bound_to_its_base() {
         let dir = tempfile::tempdir().unwrap();
         let source = image(&dir.path().join("a.img"), 5 << 20);
-        let disk = open(&source, dir.path()).unwrap();
+        let disk = open(&source, dir.path(), &mut |_, _| {}).unwrap();
         assert!(refused(&source, dir.path()).contains("in use by another VM"));
         drop(disk);
-        drop(open(&source, dir.path()).unwrap());
+        drop(open(&source, dir.path(), &mut |_, _| {}).unwrap());
 
         // The same contents elsewhere are the same base.
         let copy = dir.path().join("copy.img");
@@ -159,7 +184,7 @@ mod tests {
             image: Some(copy.clone()),
             ..source.clone()
         };
-        drop(open(&moved, dir.path()).unwrap());
+        drop(open(&moved, dir.path(), &mut |_, _| {}).unwrap());
 
         // Another size, other contents, none at all.
         let file = File::options().write(true).open(&copy).unwrap();
@@ -179,6 +204,22 @@ mod tests {
         fs::write(layer, "letters").unwrap();
         assert!(refused(&source, dir.path()).contains("no layer file"));
         assert_eq!(fs::read(layer).unwrap(), b"letters");
+    }
+
+    #[test]
+    fn what_a_guest_may_have_written_is_not_taken_for_qcow2() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut source = image(&dir.path().join("a.img"), 1 << 20);
+        source.layer = None;
+        let file = File::options()
+            .write(true)
+            .open(source.image.as_ref().unwrap())
+            .unwrap();
+        file.write_all_at(b"QFI\xfb\0\0\0\x03", 0).unwrap();
+        assert!(refused(&source, dir.path()).contains("format=raw"));
+        source.format = Some(DiskFormat::Raw);
+        let disk = open(&source, dir.path(), &mut |_, _| {}).unwrap();
+        assert_eq!(disk.bytes(), 1 << 20);
     }
 
     #[test]

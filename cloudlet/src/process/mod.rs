@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `build.rs` | from a specification to a machine |
 //! | `disks.rs` | the files behind disks |
+//! | `image.rs` | disk images of other formats, read in a process of their own |
 //! | `server.rs` | the control socket |
 //! | `console.rs` | the serial console |
 //! | `ops.rs` | what is done about requests |
@@ -16,6 +17,7 @@ mod balloon;
 mod build;
 mod console;
 mod disks;
+pub mod image;
 mod ops;
 mod save;
 mod server;

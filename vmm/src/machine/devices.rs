@@ -18,6 +18,7 @@ use crate::boot::acpi::{Hardware, SerialPort, VirtioMmio};
 use crate::bus::{Bus, SharedBusDevice};
 use crate::config::{Discovery, MachineConfig};
 use crate::devices::i8042::{self, I8042};
+use crate::devices::rate::Limits;
 use crate::devices::serial::{self, Serial, SerialState};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonHandle};
@@ -308,8 +309,13 @@ impl Backends {
                 given: self.disks.len(),
             });
         }
-        for (disk, description) in self.disks.into_iter().zip(&config.disks) {
-            devices.push(Box::new(Block::new(disk, &description.id)));
+        let limits = self
+            .disk_limits
+            .into_iter()
+            .chain(std::iter::repeat(Limits::default()));
+        for ((disk, description), limits) in self.disks.into_iter().zip(&config.disks).zip(limits) {
+            let block = Block::new(disk, &description.id).limited(limits);
+            devices.push(Box::new(block.map_err(host)?));
         }
         Ok((self.serial_out, devices, handle))
     }

@@ -44,6 +44,7 @@ use crate::config::MachineConfig;
 use crate::cpu::CpuError;
 use crate::cpu::thread::{ANSWER_MAX, Shared, Vcpu, VcpuThread};
 use crate::devices::disk::Disk;
+use crate::devices::rate::Limits;
 use crate::devices::serial::{Output, Serial};
 use crate::devices::virtio::vsock::HostSocket;
 use crate::exit::ExitReason;
@@ -71,6 +72,8 @@ pub struct Backends {
     pub vsock: Option<HostSocket>,
     /// The disks in their order.
     pub disks: Vec<Disk>,
+    /// Limits of the disks in the same order; those it does not reach have none.
+    pub disk_limits: Vec<Limits>,
 }
 
 /// Where a machine is in its life.

@@ -127,6 +127,7 @@ pub(crate) fn fresh_ram(config: &MachineConfig) -> Ram {
 /// Backends whose serial output goes to `sink`.
 pub(crate) fn backends(sink: &Sink) -> Backends {
     Backends {
+        disk_limits: Vec::new(),
         serial_out: Box::new(sink.clone()),
         vsock: None,
         disks: Vec::new(),

@@ -238,6 +238,7 @@ fn no_network_but_for_fetch() {
         ThreadKind::Vcpu,
         ThreadKind::Pager,
         ThreadKind::Worker,
+        ThreadKind::Image,
     ] {
         assert_dies(kind, "socket-inet", "socket (41)");
     }
@@ -262,7 +263,12 @@ fn no_netlink_for_anybody() {
 
 #[test]
 fn no_files_but_for_control_and_read_only_for_fetch() {
-    for kind in [ThreadKind::Vcpu, ThreadKind::Pager, ThreadKind::Worker] {
+    for kind in [
+        ThreadKind::Vcpu,
+        ThreadKind::Pager,
+        ThreadKind::Worker,
+        ThreadKind::Image,
+    ] {
         for deed in ["open-read", "open-write", "open-create"] {
             assert_dies(kind, deed, "openat (257)");
         }

@@ -3,6 +3,7 @@
 //! - `map.rs`: what each 4 KiB block is: the base's, the layer's, or zero
 //! - `layer.rs`: the layer file, its format and its order of writes
 //! - `pending.rs`: blocks that have yet to arrive, for a VM that starts before its disk is complete
+//! - `qcow2.rs`: images of that format as input
 //! - `cow.rs`: both together: reads, writes, discards, and the changes against the base
 //! - `image.rs`: all of a disk as one flat file
 //!
@@ -15,6 +16,7 @@ mod image;
 mod layer;
 mod map;
 mod pending;
+pub mod qcow2;
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! Doing requests.
 
+use std::io;
+
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -7,7 +9,8 @@ use virtio_bindings::virtio_blk::{
 
 use super::request::{HEADER_BYTES, RANGE_SECTORS_MAX, RANGES_MAX, Request, Status};
 use crate::devices::disk::{BLOCK, Disk, DiskError, SECTOR};
-use crate::devices::virtio::queue::{Chain, QueueError, VirtQueue};
+use crate::devices::rate::{Limiter, Limits};
+use crate::devices::virtio::queue::{Chain, VirtQueue};
 use crate::devices::virtio::{CHAINS_A_TURN_MAX, DeviceError, DeviceIo, GuestRam};
 
 /// The one queue.
@@ -30,6 +33,8 @@ pub struct Block {
     pub(super) write_through: bool,
     chain: Chain,
     parked: u64,
+    /// None when nothing is limited.
+    pub(super) limiter: Option<Limiter>,
 }
 
 /// How a request ended: its status, and the bytes put into the guest's buffers before it.
@@ -49,7 +54,20 @@ impl Block {
             write_through: false,
             chain: Chain::default(),
             parked: 0,
+            limiter: None,
         }
+    }
+
+    /// The device with limits: bytes that requests read and write, and requests of any kind.
+    ///
+    /// # Errors
+    /// When there is no timer for them.
+    pub fn limited(self, limits: Limits) -> io::Result<Self> {
+        let is_limited = limits != Limits::default();
+        Ok(Self {
+            limiter: is_limited.then(|| Limiter::new(limits)).transpose()?,
+            ..self
+        })
     }
 
     /// How often a request had to wait for a block to arrive.
@@ -75,26 +93,34 @@ impl Block {
         let mut chain = std::mem::take(&mut self.chain);
         let result = self.serve_queue(io.guest, queue, &mut chain);
         self.chain = chain;
-        if result.map_err(DeviceError::queue(REQUEST_QUEUE))? {
+        if result? {
             io.come_back(REQUEST_QUEUE);
         }
         Ok(())
     }
 
-    /// True if there is more to do.
+    /// True if there is more to do now. What a limit holds back stays in the ring, and the limiter's
+    /// timer brings the device back.
     fn serve_queue(
         &mut self,
         guest: &GuestRam,
         queue: &mut VirtQueue,
         chain: &mut Chain,
-    ) -> Result<bool, QueueError> {
+    ) -> Result<bool, DeviceError> {
+        let broken = DeviceError::queue;
         let mut bytes = 0;
         for _ in 0..CHAINS_A_TURN_MAX {
-            let position = queue.position();
-            if !queue.pop(guest, chain)? {
-                return queue.enable_kicks(guest);
+            if let Some(limiter) = &mut self.limiter
+                && !limiter.is_open().map_err(DeviceError::host("timerfd"))?
+            {
+                return Ok(false);
             }
-            let request = Request::parse(guest, chain, &self.disk)?;
+            let position = queue.position();
+            if !queue.pop(guest, chain).map_err(broken(REQUEST_QUEUE))? {
+                return queue.enable_kicks(guest).map_err(broken(REQUEST_QUEUE));
+            }
+            let request =
+                Request::parse(guest, chain, &self.disk).map_err(broken(REQUEST_QUEUE))?;
             if !request.is_ready(&self.disk, true) {
                 self.parked += 1;
                 self.demand_ahead(guest, queue, chain);
@@ -105,7 +131,12 @@ impl Block {
             let last = chain.writable.len() - 1;
             chain.writable.write_at(guest, last, &[status.byte()]);
             let written = if written == last { last + 1 } else { 1 };
-            queue.push_used(guest, chain, written)?;
+            queue
+                .push_used(guest, chain, written)
+                .map_err(broken(REQUEST_QUEUE))?;
+            if let Some(limiter) = &mut self.limiter {
+                limiter.charge(request.data_len());
+            }
             bytes += chain.readable.len() + chain.writable.len();
             if bytes >= BYTES_A_TURN_MAX {
                 break;

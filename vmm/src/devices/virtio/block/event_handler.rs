@@ -5,9 +5,13 @@ use std::os::fd::RawFd;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
 use super::device::{Block, QUEUE_SIZE};
+use crate::devices::rate::Limiter;
 use crate::devices::virtio::{
     DeviceError, DeviceIo, DeviceState, RestoreError, VirtioDevice, device_type,
 };
+
+/// The place of the limiter's timer among the backend descriptors.
+const TIMER: usize = 1;
 
 impl VirtioDevice for Block {
     fn id(&self) -> u32 {
@@ -27,7 +31,10 @@ impl VirtioDevice for Block {
     }
 
     fn backend_fds(&self) -> Vec<RawFd> {
-        vec![self.disk.arrived_fd()]
+        let timer = self.limiter.as_ref().and_then(Limiter::fd);
+        std::iter::once(self.disk.arrived_fd())
+            .chain(timer)
+            .collect()
     }
 
     fn activate(&mut self, features: u64) -> Result<(), DeviceError> {
@@ -43,8 +50,13 @@ impl VirtioDevice for Block {
         self.serve(io)
     }
 
-    fn backend_event(&mut self, _: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        self.disk.take_arrived();
+    fn backend_event(&mut self, index: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        match &mut self.limiter {
+            Some(limiter) if index == TIMER => {
+                limiter.wake().map_err(DeviceError::host("timerfd"))?;
+            }
+            _ => self.disk.take_arrived(),
+        }
         self.serve(io)
     }
 

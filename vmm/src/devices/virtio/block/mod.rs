@@ -7,7 +7,7 @@
 //! A request moves its bytes between the files and the guest's buffers with vectored calls. One
 //! that needs a block which has yet to arrive stays in the ring, together with those behind it,
 //! until the disk says that the block is there; the blocks that those behind it need are demanded
-//! at once.
+//! at once. A limit of bytes or requests a second holds requests back the same way.
 
 mod device;
 mod event_handler;

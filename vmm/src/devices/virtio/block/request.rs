@@ -119,6 +119,16 @@ impl Request {
         })
     }
 
+    /// Bytes of the disk that it reads or writes through the guest's buffers.
+    pub(super) fn data_len(&self) -> usize {
+        match self {
+            Self::Read(range) | Self::Write(range) => {
+                usize::try_from(range.len).unwrap_or(usize::MAX)
+            }
+            _ => 0,
+        }
+    }
+
     /// Whether all blocks it needs are there; those that are not are demanded, and waited for if
     /// `wait`.
     pub(super) fn is_ready(&self, disk: &Disk, wait: bool) -> bool {

@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::devices::disk::{BLOCK, BaseMark, BlockNumber, Disk, Layer, PendingBlocks};
+use crate::devices::rate::{Limits, Rate};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::testing::{BUFFERS, Driver, EVENT_IDX, HIGH_BASE, LOW_RAM};
@@ -447,6 +449,57 @@ fn another_disk_than_the_saved_one_is_refused() {
     let other: Box<dyn VirtioDevice> = Box::new(super::super::rng::Rng::new());
     assert!(restore(other).is_err());
     assert!(restore(Box::new(Block::new(layered().0, ""))).is_ok());
+}
+
+#[test]
+fn limits_hold_requests_back_in_the_ring() {
+    let rate = |per_second, burst| {
+        let [per_second, burst] = [per_second, burst].map(|n| NonZeroU64::new(n).unwrap());
+        Some(Rate { per_second, burst })
+    };
+    let operations = Limits {
+        operations: rate(5, 2),
+        ..Limits::default()
+    };
+    let bytes = Limits {
+        bytes: rate(5 * 4096, 2 * 4096),
+        ..Limits::default()
+    };
+    for limits in [operations, bytes] {
+        let (disk, _) = layered();
+        let device = Block::new(disk.clone(), "").limited(limits).unwrap();
+        let mut guest = Guest {
+            driver: Driver::started(Box::new(device), EVENT_IDX | F_FLUSH),
+        };
+        let start = Instant::now();
+        let mut done = 0;
+        guest.driver.put(HEADER, &[0; 16]);
+        for _ in 0..6 {
+            let read = [(HEADER, 16, false), (DATA, 4096, true), (STATUS, 1, true)];
+            guest.driver.post(0, &read);
+        }
+        guest.driver.kick_and_turn(0);
+        let mut wakes = 0;
+        while done < 4 {
+            wakes += guest.driver.manager.run_with_timeout(1000).unwrap();
+            done += std::iter::from_fn(|| guest.driver.used(0)).count();
+        }
+        assert!(start.elapsed() >= Duration::from_millis(380), "too early");
+        assert!(wakes < 10, "{wakes} wakes: busy waiting");
+
+        // The limits stay with this host, what they held back is in the ring.
+        guest.driver.transport.pause();
+        let state = guest.driver.transport.save();
+        let (ram, queues) = (guest.driver.guest.clone(), guest.driver.queues.clone());
+        let device = Box::new(Block::new(disk, ""));
+        let transport = MmioTransport::restore(&state, ram.clone(), device).unwrap();
+        guest.driver = Driver::with(ram, transport);
+        guest.driver.queues = queues;
+        guest.driver.transport.resume();
+        guest.driver.turn();
+        let rest = std::iter::from_fn(|| guest.driver.used(0)).count();
+        assert_eq!(done + rest, 6);
+    }
 }
 
 /// Megabytes a second of 1 MiB requests. Not a test of the figure, which depends on the machine;
