@@ -208,7 +208,7 @@ fn limited(host: &Host) -> Outcome {
     let data = data.to_string_lossy();
     let install = |name: &str| {
         let start = Instant::now();
-        let params = "tanks=1 particles=10 warmup=0 rate_hz=1";
+        let params = "tanks=1 particles=64 warmup=0 rate_hz=1";
         host.ok(&[
             "app", "install", name, "fluid", "--data", &data, "--params", params,
         ])?;

@@ -480,7 +480,8 @@ fn limits_hold_requests_back_in_the_ring() {
         }
         guest.driver.kick_and_turn(0);
         let mut wakes = 0;
-        while done < 4 {
+        // Two at once, and one that overdraws; then one each fifth of a second.
+        while done < 5 {
             wakes += guest.driver.manager.run_with_timeout(1000).unwrap();
             done += std::iter::from_fn(|| guest.driver.used(0)).count();
         }
