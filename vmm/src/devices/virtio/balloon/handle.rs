@@ -55,7 +55,7 @@ pub struct BalloonStatus {
     pub hinted_pages: u64,
     /// Pages that inflating and reporting gave back to the host, in all.
     pub discarded_pages: u64,
-    /// Page numbers and ranges that named no RAM.
+    /// Page numbers that named no RAM.
     pub refused: u64,
     /// What the guest said last of its memory, and when.
     pub statistics: Option<(Statistics, Instant)>,
