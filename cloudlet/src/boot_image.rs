@@ -17,9 +17,11 @@ pub const INITRD: &str = "initrd.img";
 pub const ROOT: &str = "root.ext4";
 /// The manifest's.
 pub const MANIFEST: &str = "manifest.json";
+/// All of them.
+pub const NAMES: [&str; 4] = [KERNEL, INITRD, ROOT, MANIFEST];
 
 /// The only form of manifest there is.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 /// Longest manifest: a thousand packages have 40 KiB.
 const MANIFEST_LEN_MAX: u64 = 4 << 20;
 /// Longest command line; a kernel takes 2048 bytes, and the user may add some.

@@ -160,6 +160,19 @@ Examples:
   cloudlet balloon web
   cloudlet balloon web --target 256";
 
+const IMAGE_IMPORT_HELP: &str = "\
+Nothing is extracted on this machine: owners, device nodes and links go into the file system only,
+and it takes no root. An archive may be compressed by gzip or zstd. Of an OCI image (`skopeo copy
+docker://IMAGE oci:DIR`) the hashes are checked, layers are applied in order, and its process is
+started with the image's environment, directory and user once the guest is up.
+
+Without options kernel and initial RAM disk are those of the root file system's /boot, and its own
+init runs. With --kernel-from they are Debian's, with an init that needs nothing of the root file system.
+
+Examples:
+  cloudlet image import rootfs.tar.gz alpine --kernel-from deb
+  cloudlet image import oci-dir web --kernel-from deb --size 4096";
+
 const RESTORE_HELP: &str = "\
 SOURCE is a snapshot directory, or the tag or id of a base VM. The VMs run in the background, share
 the pages they do not change, and get names of their own.
@@ -399,6 +412,30 @@ pub(crate) enum Image {
     /// Build a bootable image from a distribution's packages
     #[command(after_help = IMAGE_BUILD_HELP)]
     Build(ImageBuild),
+    /// Make a bootable image of a directory, a tar archive or an OCI image's directory
+    #[command(after_help = IMAGE_IMPORT_HELP)]
+    Import(ImageImport),
+}
+
+/// `image import`
+#[derive(Debug, Args)]
+pub(crate) struct ImageImport {
+    /// The root file system
+    pub(crate) source: PathBuf,
+    /// The directory to make
+    pub(crate) out: PathBuf,
+    /// Take kernel, initial RAM disk and init from an image that `image build` made
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"])]
+    pub(crate) kernel_from: Option<PathBuf>,
+    /// Kernel
+    #[arg(long, value_name = "FILE", requires = "initrd")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Size of the root file system in MiB; what is not used takes no space
+    #[arg(long, default_value_t = 2048, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
+    pub(crate) size: u64,
 }
 
 /// `image build`

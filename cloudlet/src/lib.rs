@@ -5,6 +5,7 @@
 //! | [`paths`], [`registry`], [`store`] | where things live: directories, VMs by name, base VMs |
 //! | [`image`], [`sparse`], [`pages`] | a VM's state as files, and its pages as the delta engine reads them |
 //! | [`boot_image`] | a kernel, an initial RAM disk and a root that belong together |
+//! | [`import`] | such an image made of a directory, an archive or an OCI image |
 //! | [`launch`], [`process`], [`control`] | starting a VMM process, being one, talking to one |
 //! | [`fetch`], [`synthesis`] | bytes of an overlay, and the VM they become |
 //! | [`agent`] | talking to the agent of a Linux guest |
@@ -18,6 +19,7 @@ pub mod control;
 pub mod fetch;
 pub mod guest;
 pub mod image;
+pub mod import;
 pub mod launch;
 pub mod pages;
 pub mod paths;

@@ -1,4 +1,5 @@
-//! `image build`: runs the recipe that the program has in it.
+//! `image build` runs the recipe that the program has in it; `image import` makes an image of what is
+//! there.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -7,13 +8,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use cloudlet::boot_image::BootImage;
+use cloudlet::boot_image::{self, BootImage, Manifest};
+use cloudlet::import::boot::Choice;
+use cloudlet::import::{self, Options};
 use cloudlet_resources::linux;
+use cloudlet_snapshot::AtomicDir;
 use serde_json::json;
 
 use super::scratch::Scratch;
 use super::{Host, absolute};
-use crate::cli::{Image, ImageBuild};
+use crate::cli::{Image, ImageBuild, ImageImport};
 
 /// What the recipe's lines begin with.
 const RECIPE_SAYS: &str = "build-debian: ";
@@ -21,7 +25,52 @@ const RECIPE_SAYS: &str = "build-debian: ";
 pub(super) fn image(host: &Host, command: &Image) -> Result<()> {
     match command {
         Image::Build(args) => build(host, args),
+        Image::Import(args) => import(host, args),
     }
+}
+
+fn import(host: &Host, args: &ImageImport) -> Result<()> {
+    let out = absolute(&args.out)?;
+    if fs::symlink_metadata(&out).is_ok() {
+        bail!("{} exists", args.out.display());
+    }
+    let parent = out.parent().context("the root directory is no image")?;
+    let scratch = Scratch::new(parent, ".unfinished-import-")?;
+    let from = args
+        .kernel_from
+        .as_deref()
+        .map(BootImage::open)
+        .transpose()
+        .context("--kernel-from is to name a bootable image")?;
+    let boot = match (&from, &args.kernel, &args.initrd) {
+        (Some(image), _, _) => Choice::Image(image),
+        (None, Some(kernel), Some(initrd)) => Choice::Files { kernel, initrd },
+        _ => Choice::Tree,
+    };
+    let options = Options {
+        source: &args.source,
+        boot,
+        root_len: args.size << 20,
+        work: scratch.path(),
+    };
+    let manifest = import::import(&options, &mut |step| host.output.say(step))
+        .with_context(|| format!("cannot import {}", args.source.display()))?;
+    let finished = AtomicDir::create(&out)?;
+    let made = scratch.path().join("image");
+    for name in boot_image::NAMES {
+        fs::rename(made.join(name), finished.path().join(name))
+            .with_context(|| format!("cannot put {name} in its place"))?;
+    }
+    finished.commit()?;
+    report(host, &args.out, &manifest);
+    Ok(())
+}
+
+fn report(host: &Host, out: &Path, manifest: &Manifest) {
+    host.output
+        .result(&json!({ "image": out, "manifest": manifest }), || {
+            format!("cloudlet run --image {} boots it", out.display())
+        });
 }
 
 fn build(host: &Host, args: &ImageBuild) -> Result<()> {
@@ -47,10 +96,7 @@ fn build(host: &Host, args: &ImageBuild) -> Result<()> {
     }
     run(host, recipe.arg(&out))?;
     let image = BootImage::open(&out).context("the recipe made no image")?;
-    host.output
-        .result(&json!({ "image": out, "manifest": image.manifest }), || {
-            format!("cloudlet run --image {} boots it", args.out.display())
-        });
+    report(host, &args.out, &image.manifest);
     Ok(())
 }
 

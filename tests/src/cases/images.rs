@@ -27,11 +27,49 @@ pub(super) const CASES: &[Case] = &[
         needs: Needs::NO_GUEST,
     },
     Case {
+        name: "images_import_makes_bootable_ones",
+        run: imports,
+        needs: Needs::GUEST,
+    },
+    Case {
         name: "images_build_says_what_is_missing",
         run: missing,
         needs: Needs::NO_GUEST,
     },
 ];
+
+/// A tar archive of one file becomes a root file system, and boots with the embedded guest as kernel.
+fn imports(host: &Host) -> Outcome {
+    let tree = host.path("tree");
+    fs::create_dir_all(tree.join("etc"))?;
+    fs::write(tree.join("etc/motd"), "hello\n")?;
+    symlink("/nowhere/outside", tree.join("dangling"))?;
+    let archive = host.path("root.tar.gz");
+    let packed = Process::spawn(
+        std::process::Command::new("tar").args(["-C", text(&tree)?, "-czf", text(&archive)?, "."]),
+        Stdio::null(),
+    )?;
+    packed
+        .wait(host.limit(Duration::from_secs(20)))?
+        .expect_code(0)?;
+    let kernel = host.path("kernel");
+    fs::write(&kernel, GUEST_ELF)?;
+    fs::write(host.path("initrd"), b"initrd")?;
+    for (source, out) in [(&tree, "a"), (&archive, "b")] {
+        let source = text(source)?;
+        let boot = ["--kernel", "kernel", "--initrd", "initrd", "--size", "64"];
+        host.ok(&[&["image", "import", source, out], &boot[..]].concat())?;
+        let stderr = host.fails(&[&["image", "import", source, out], &boot[..]].concat(), 1)?;
+        ensure!(stderr.contains("exists"), "an image was replaced: {stderr}");
+        host.ok(&["run", "--image", out, "--name", out, "--detach"])?;
+        host.wait_for_console(out, GUEST_READY)?;
+        host.ok(&["stop", out])?;
+    }
+    let stderr = host.fails(&["image", "import", text(&tree)?, "c"], 1)?;
+    ensure!(stderr.contains("--kernel-from"), "no advice: {stderr}");
+    ensure!(!host.path("c").exists(), "a failed import left an image");
+    Ok(())
+}
 
 const ROOT_LEN: usize = 1 << 20;
 

@@ -1,0 +1,263 @@
+//! Archives as tar writes them, layers with whiteouts, and archives that lie.
+
+use std::io::Write;
+
+use super::super::spool::MemorySpool;
+use super::super::tree::{NodeId, ROOT};
+use super::*;
+
+const SPACE: u64 = 1 << 20;
+
+fn header(kind: EntryType, len: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_size(len);
+    header.set_mode(0o100_750);
+    header.set_uid(7);
+    header.set_gid(8);
+    header.set_mtime(9);
+    header
+}
+
+/// An archive of entries: kind, path, contents or target.
+fn archive(entries: &[(EntryType, &str, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for &(kind, path, text) in entries {
+        let linked = matches!(kind, EntryType::Symlink | EntryType::Link);
+        let len = if linked { 0 } else { text.len() as u64 };
+        let mut header = header(kind, len);
+        // The builder would refuse what these tests are about.
+        header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
+        if linked {
+            header.as_gnu_mut().unwrap().linkname[..text.len()].copy_from_slice(text.as_bytes());
+        }
+        if kind == EntryType::Char {
+            header.set_device_major(1).unwrap();
+            header.set_device_minor(3).unwrap();
+        }
+        header.set_cksum();
+        let contents = if linked { "" } else { text };
+        builder.append(&header, contents.as_bytes()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+struct Made {
+    tree: Tree,
+    spool: MemorySpool,
+}
+
+impl Made {
+    fn new() -> Self {
+        Self {
+            tree: Tree::new(),
+            spool: MemorySpool::new(SPACE),
+        }
+    }
+
+    fn read(&mut self, bytes: &[u8], kind: Kind) -> Result<(), Error> {
+        read(bytes, &mut self.tree, &mut self.spool, kind, len_max(SPACE))
+    }
+
+    fn paths(&self) -> Vec<String> {
+        fn inside(tree: &Tree, id: NodeId, path: &str, found: &mut Vec<String>) {
+            for (name, id) in tree.names(id) {
+                let path = format!("{path}/{}", String::from_utf8_lossy(name));
+                found.push(path.clone());
+                inside(tree, id, &path, found);
+            }
+        }
+        let mut found = Vec::new();
+        inside(&self.tree, ROOT, "", &mut found);
+        found
+    }
+}
+
+fn whole(bytes: &[u8]) -> Result<Made, Error> {
+    let mut made = Made::new();
+    made.read(bytes, Kind::Whole).map(|()| made)
+}
+
+#[test]
+fn all_kinds_arrive_with_their_attributes() {
+    let bytes = archive(&[
+        (EntryType::Directory, "d/", ""),
+        (EntryType::Regular, "d/f", "contents"),
+        (EntryType::Symlink, "s", "d/f"),
+        (EntryType::Link, "h", "d/f"),
+        (EntryType::Fifo, "p", ""),
+        (EntryType::Char, "c", ""),
+    ]);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&bytes).unwrap();
+    let zstd = zstd::encode_all(&bytes[..], 1).unwrap();
+    for bytes in [&bytes, &gzip.finish().unwrap(), &zstd] {
+        let made = whole(bytes).unwrap();
+        assert_eq!(made.paths(), ["/c", "/d", "/d/f", "/h", "/p", "/s"]);
+        let file = made.tree.node(made.tree.find(b"s").unwrap());
+        assert_eq!(file.names, 2);
+        let expected = Attributes {
+            mode: 0o750,
+            uid: 7,
+            gid: 8,
+            mtime: 9,
+        };
+        assert_eq!(file.attributes, expected);
+    }
+}
+
+#[test]
+fn long_names_of_both_kinds_arrive() {
+    let long = "n".repeat(200);
+    let deep = format!("{long}/{long}");
+    let bytes = archive(&[
+        (
+            EntryType::GNULongName,
+            "././@LongLink",
+            &format!("{deep}\0"),
+        ),
+        (EntryType::Regular, "short", "1"),
+        (
+            EntryType::XHeader,
+            "pax",
+            &format!("{} path={deep}2\n18 uid=4000000000\n", deep.len() + 11),
+        ),
+        (EntryType::Regular, "short", "2"),
+        (EntryType::Regular, "short", "3"),
+    ]);
+    let made = whole(&bytes).unwrap();
+    assert_eq!(
+        made.paths(),
+        [
+            format!("/{long}"),
+            format!("/{deep}"),
+            format!("/{deep}2"),
+            "/short".into()
+        ]
+    );
+    let second = made.tree.find(format!("{deep}2").as_bytes()).unwrap();
+    assert_eq!(made.tree.node(second).attributes.uid, 4_000_000_000);
+}
+
+#[test]
+fn layers_have_whiteouts_and_whole_archives_have_not() {
+    let lower = archive(&[
+        (EntryType::Regular, "d/a", ""),
+        (EntryType::Regular, "d/b", ""),
+        (EntryType::Regular, "o/old", ""),
+        (EntryType::Regular, "x", ""),
+    ]);
+    let upper = archive(&[
+        (EntryType::Regular, "o/new", ""),
+        (EntryType::Regular, "o/.wh..wh..opq", ""),
+        (EntryType::Regular, "d/.wh.a", ""),
+        (EntryType::Regular, ".wh.x", ""),
+        (EntryType::Regular, ".wh.", ""),
+        (EntryType::Regular, ".wh..wh.plnk", ""),
+    ]);
+    let mut made = Made::new();
+    made.read(&lower, Kind::Layer).unwrap();
+    made.read(&upper, Kind::Layer).unwrap();
+    assert_eq!(made.paths(), ["/d", "/d/b", "/o", "/o/new"]);
+
+    assert!(
+        whole(&upper)
+            .unwrap()
+            .paths()
+            .contains(&"/.wh.x".to_owned())
+    );
+}
+
+#[test]
+fn whiteouts_cannot_lead_out() {
+    let mut made = Made::new();
+    for path in ["../.wh.etc", "a/../.wh.b", ".wh...", "x/.wh..."] {
+        let bytes = archive(&[(EntryType::Regular, path, "")]);
+        assert!(made.read(&bytes, Kind::Layer).is_err(), "{path}");
+    }
+}
+
+#[test]
+fn paths_that_lead_out_are_refused() {
+    for entry in [
+        (EntryType::Regular, "../x", ""),
+        (EntryType::Directory, "a/../..", ""),
+        (EntryType::Link, "x", "../../etc/passwd"),
+        (EntryType::Link, "x", "/etc/passwd"),
+    ] {
+        assert!(whole(&archive(&[entry])).is_err(), "{entry:?}");
+    }
+    // A link that leads out leads to the root of the tree.
+    let made = whole(&archive(&[
+        (EntryType::Symlink, "s", "/../../"),
+        (EntryType::Regular, "s/x", ""),
+    ]))
+    .unwrap();
+    assert_eq!(made.paths(), ["/s", "/x"]);
+}
+
+#[test]
+fn lengths_that_lie_are_refused() {
+    // Contents that do not fit.
+    let mut huge = header(EntryType::Regular, SPACE + 1);
+    huge.set_path("f").unwrap();
+    huge.set_cksum();
+    assert!(whole(huge.as_bytes()).is_err());
+    // Fewer contents than the header says.
+    let mut cut = header(EntryType::Regular, 1000);
+    cut.set_path("f").unwrap();
+    cut.set_cksum();
+    assert!(whole(&[&cut.as_bytes()[..], &[0; 512]].concat()).is_err());
+    // Records about one entry that do not end.
+    for kind in [
+        EntryType::GNULongName,
+        EntryType::GNULongLink,
+        EntryType::XHeader,
+    ] {
+        let mut endless = header(kind, 1 << 40);
+        endless.set_cksum();
+        let error = whole(endless.as_bytes()).err();
+        assert!(
+            matches!(error, Some(Error::Record(len)) if len == 1 << 40),
+            "{kind:?}"
+        );
+    }
+    // A size that another record contradicts.
+    let bytes = archive(&[
+        (EntryType::XHeader, "pax", "10 size=5\n"),
+        (EntryType::Regular, "f", "1234"),
+    ]);
+    assert!(matches!(whole(&bytes), Err(Error::Kind { .. })));
+}
+
+#[test]
+fn an_archive_that_unpacks_without_end_is_stopped() {
+    let mut endless = header(EntryType::Directory, 1 << 30);
+    endless.set_path("d").unwrap();
+    endless.set_cksum();
+    let bytes = [&endless.as_bytes()[..], &vec![0; 1 << 20]].concat();
+    let packed = zstd::encode_all(&bytes[..], 1).unwrap();
+    let mut made = Made::new();
+    let error = read(
+        &packed[..],
+        &mut made.tree,
+        &mut made.spool,
+        Kind::Whole,
+        64 << 10,
+    );
+    assert!(error.unwrap_err().to_string().contains("cannot read"));
+}
+
+#[test]
+fn unknown_kinds_and_sparse_files_are_refused() {
+    let unknown = archive(&[(EntryType::new(b'Q'), "q", "")]);
+    assert!(matches!(
+        whole(&unknown),
+        Err(Error::Kind { kind: 'Q', .. })
+    ));
+    let sparse = archive(&[
+        (EntryType::XHeader, "pax", "22 GNU.sparse.major=1\n"),
+        (EntryType::Regular, "f", ""),
+    ]);
+    assert!(matches!(whole(&sparse), Err(Error::Kind { .. })));
+}

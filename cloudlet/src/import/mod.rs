@@ -1,0 +1,183 @@
+//! Making a bootable image of a root file system that is a directory, a tar archive, or an OCI image.
+//!
+//! Nothing of what is imported becomes a path of the host. [`tree`] holds names and attributes in
+//! memory, where layers are merged; contents lie in numbered files of a private directory
+//! ([`spool`]); [`ext4`] has e2fsprogs write them into the file system. So owners and device nodes
+//! need no privilege, and symbolic links and `..` have nothing to lead out of.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`archive`], [`dir`], [`oci`] | the sources |
+//! | [`entry`] | an OCI image's process as a script that the guest's init runs |
+//! | [`boot`] | kernel and initial RAM disk |
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::boot_image::{self, Digest, Files, Manifest};
+
+pub mod archive;
+pub mod boot;
+pub mod dir;
+pub mod entry;
+pub mod ext4;
+pub mod oci;
+pub mod spool;
+pub mod tree;
+
+use spool::{FileSpool, Spool};
+use tree::Tree;
+
+/// Where an OCI image's process is put, for `resources/linux/init`.
+const ENTRY_POINT: &str = "/etc/cloudlet/entrypoint";
+/// Bytes hashed at a time.
+const HASH_CHUNK_LEN: usize = 256 << 10;
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The source cannot be read, or the image cannot be written.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The source has what no root file system has.
+    #[error(transparent)]
+    Tree(#[from] tree::Error),
+    /// An archive is damaged or of a kind that is not known here.
+    #[error(transparent)]
+    Archive(#[from] archive::Error),
+    /// An OCI image is not what it should be.
+    #[error(transparent)]
+    Oci(#[from] oci::Error),
+    /// An OCI image's process cannot be run.
+    #[error(transparent)]
+    Entry(#[from] entry::Error),
+    /// There is no kernel to boot it with.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// The file system could not be made.
+    #[error(transparent)]
+    Ext4(#[from] ext4::Error),
+}
+
+/// What to import, and what to make of it.
+#[derive(Debug)]
+pub struct Options<'a> {
+    /// A directory, an OCI image's directory, or a tar archive.
+    pub source: &'a Path,
+    /// Where kernel and initial RAM disk come from.
+    pub boot: boot::Choice<'a>,
+    /// Size of the root file system in bytes.
+    pub root_len: u64,
+    /// A private empty directory on the image's file system.
+    pub work: &'a Path,
+}
+
+/// Makes the image's files in `options.work` joined with `image`, and says what was made.
+///
+/// # Errors
+/// As [`Error`] says; `options.work` may have leftovers then.
+pub fn import(options: &Options<'_>, say: &mut dyn FnMut(&str)) -> Result<Manifest, Error> {
+    let image = options.work.join("image");
+    let contents = options.work.join("contents");
+    for dir in [&image, &contents] {
+        std::fs::create_dir(dir).map_err(io_error("make", dir))?;
+    }
+    let mut spool = FileSpool::new(&contents, options.root_len);
+    let mut tree = Tree::new();
+    say("reading the root file system");
+    let name = read(options.source, &mut tree, &mut spool)?;
+    say("adding kernel and initial RAM disk");
+    let cmdline = boot::place(&options.boot, &tree, &contents, &image)?;
+    say("writing the root file system");
+    let root = image.join(boot_image::ROOT);
+    ext4::write(&tree, &contents, &root, options.root_len)?;
+    let manifest = Manifest {
+        format: boot_image::FORMAT,
+        source: name,
+        cmdline,
+        files: Files {
+            kernel: digest(&image.join(boot_image::KERNEL))?,
+            initrd: digest(&image.join(boot_image::INITRD))?,
+            root: digest(&root)?,
+        },
+        packages: Vec::new(),
+    };
+    let path = image.join(boot_image::MANIFEST);
+    let text = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain JSON");
+    std::fs::write(&path, text).map_err(io_error("write", &path))?;
+    Ok(manifest)
+}
+
+/// Reads whatever `source` is, and says what it was.
+fn read(source: &Path, tree: &mut Tree, spool: &mut FileSpool) -> Result<String, Error> {
+    let metadata = std::fs::metadata(source).map_err(io_error("find", source))?;
+    if !metadata.is_dir() {
+        let file = File::open(source).map_err(io_error("open", source))?;
+        let len_max = archive::len_max(spool.len_max());
+        archive::read(file, tree, spool, archive::Kind::Whole, len_max)?;
+        return Ok("a tar archive".into());
+    }
+    if !oci::is_layout(source) {
+        dir::read(source, tree, spool)?;
+        return Ok("a directory".into());
+    }
+    let image = oci::read(source, tree, spool)?;
+    if let Some(script) = entry::script(&image.config, tree, spool)? {
+        let blob = spool
+            .store(&mut script.as_bytes(), script.len() as u64)
+            .map_err(tree::Error::from)?;
+        let attributes = tree::Attributes {
+            mode: 0o755,
+            ..tree::Attributes::default()
+        };
+        let kind = tree::Kind::File(blob);
+        tree.put(ENTRY_POINT.as_bytes(), attributes, kind, spool)?;
+    }
+    Ok(format!("oci {}", image.digest))
+}
+
+/// Length and hash of a finished file.
+fn digest(path: &Path) -> Result<Digest, Error> {
+    let mut file = File::open(path).map_err(io_error("open", path))?;
+    let mut hash = Sha256::new();
+    let mut bytes = 0;
+    let mut chunk = vec![0; HASH_CHUNK_LEN];
+    loop {
+        let count = file.read(&mut chunk).map_err(io_error("read", path))?;
+        if count == 0 {
+            let sha256 = hex(&hash.finalize());
+            return Ok(Digest { bytes, sha256 });
+        }
+        hash.update(&chunk[..count]);
+        bytes += count as u64;
+    }
+}
+
+/// Bytes as lower-case digits.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
+}

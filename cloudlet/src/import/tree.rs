@@ -1,0 +1,455 @@
+//! A file system's names and attributes in memory. Paths are allegations: each is taken apart here,
+//! and symbolic links on the way are followed inside of the tree, as a kernel would that has the tree
+//! as its root.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::spool::{Blob, Spool};
+
+/// Most names, of all kinds together.
+const NAMES_MAX: usize = 2_000_000;
+/// Longest path, as Linux has it.
+const PATH_LEN_MAX: usize = 4096;
+/// Longest name in a directory.
+const NAME_LEN_MAX: usize = 255;
+/// Longest target of a symbolic link: less than a block.
+const TARGET_LEN_MAX: usize = 4000;
+/// Most symbolic links on the way of one path.
+const LINKS_MAX: u32 = 40;
+/// Deepest directory.
+const DEPTH_MAX: usize = 256;
+
+/// What a root file system cannot have.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A path or name is too long, or has bytes that it cannot have.
+    #[error("{0:?} is no path that a root file system can have")]
+    Path(String),
+    /// A path leads through something that is no directory.
+    #[error("{0:?} leads through what is no directory, or round in circles")]
+    NotThere(String),
+    /// A hard link to nothing, or to a directory.
+    #[error("{0:?} is a hard link to nothing")]
+    Link(String),
+    /// There is no end of names.
+    #[error("there are more than {NAMES_MAX} names")]
+    TooMany,
+    /// Contents could not be kept.
+    #[error("cannot keep a file's contents")]
+    Contents(#[from] io::Error),
+}
+
+/// Owner, permissions, time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attributes {
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of the last change, seconds since 1970.
+    pub mtime: u32,
+}
+
+/// A number that stands for a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(usize);
+
+/// What a name leads to.
+#[derive(Debug)]
+pub enum Kind {
+    /// A directory with its names.
+    Directory(BTreeMap<Vec<u8>, NodeId>),
+    /// A file.
+    File(Blob),
+    /// A symbolic link.
+    Symlink(Vec<u8>),
+    /// A character device.
+    Character(u32, u32),
+    /// A block device.
+    Block(u32, u32),
+    /// A named pipe.
+    Fifo,
+}
+
+/// A node: what it is, and how many names it has.
+#[derive(Debug)]
+pub struct Node {
+    /// Owner, permissions, time.
+    pub attributes: Attributes,
+    /// What it is.
+    pub kind: Kind,
+    /// Number of names that lead to it.
+    pub names: u32,
+    /// The last layer that had it, or anything below it.
+    layer: u32,
+}
+
+/// A tree. Nodes without names stay until the end: there are no more of them than names were given.
+#[derive(Debug)]
+pub struct Tree {
+    nodes: Vec<Node>,
+    /// Names given so far, those that are gone as well.
+    names: usize,
+    layer: u32,
+}
+
+/// The directory that everything is in.
+pub const ROOT: NodeId = NodeId(0);
+
+/// Why a path leads to nothing.
+enum Astray {
+    /// A name is not there.
+    Nowhere,
+    /// Something on the way is no directory, or there is no end of links.
+    NoWay,
+}
+
+const DIRECTORY: Attributes = Attributes {
+    mode: 0o755,
+    uid: 0,
+    gid: 0,
+    mtime: 0,
+};
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tree {
+    /// An empty directory.
+    #[must_use]
+    pub fn new() -> Self {
+        let root = Node {
+            attributes: DIRECTORY,
+            kind: Kind::Directory(BTreeMap::new()),
+            names: 1,
+            layer: 0,
+        };
+        Self {
+            nodes: vec![root],
+            names: 0,
+            layer: 0,
+        }
+    }
+
+    /// What comes from now on lies over what has come so far.
+    pub fn begin_layer(&mut self) {
+        self.layer += 1;
+    }
+
+    /// A node.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0]
+    }
+
+    /// The names of a directory; none if it is none.
+    pub fn names(&self, id: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {
+        let children = match &self.nodes[id.0].kind {
+            Kind::Directory(children) => Some(children),
+            _ => None,
+        };
+        children
+            .into_iter()
+            .flatten()
+            .map(|(name, id)| (name.as_slice(), *id))
+    }
+
+    /// What `path` leads to, symbolic links followed.
+    #[must_use]
+    pub fn find(&self, path: &[u8]) -> Option<NodeId> {
+        let names = split(path).ok()?;
+        self.walk(&names, true).ok()?.last().copied()
+    }
+
+    /// Makes a directory, or gives one that is there new attributes.
+    ///
+    /// # Errors
+    /// The path cannot be.
+    pub fn put_directory(
+        &mut self,
+        path: &[u8],
+        attributes: Attributes,
+        spool: &mut dyn Spool,
+    ) -> Result<(), Error> {
+        let names = split(path)?;
+        let Some((name, parents)) = names.split_last() else {
+            self.nodes[ROOT.0].attributes = attributes;
+            return Ok(());
+        };
+        let parent = self.directory(parents, path)?;
+        if let Some(there) = self.child(parent, name)
+            && matches!(self.nodes[there.0].kind, Kind::Directory(_))
+        {
+            let node = &mut self.nodes[there.0];
+            node.attributes = attributes;
+            node.layer = self.layer;
+            return Ok(());
+        }
+        self.remove_child(parent, name, spool);
+        self.add(parent, name, attributes, Kind::Directory(BTreeMap::new()))
+    }
+
+    /// Puts anything but a directory in place of what is there.
+    ///
+    /// # Errors
+    /// The path cannot be.
+    pub fn put(
+        &mut self,
+        path: &[u8],
+        attributes: Attributes,
+        kind: Kind,
+        spool: &mut dyn Spool,
+    ) -> Result<(), Error> {
+        if let Kind::Symlink(target) = &kind
+            && (target.is_empty()
+                || target.len() > TARGET_LEN_MAX
+                || target.iter().any(|byte| b"\0\n".contains(byte)))
+        {
+            return Err(bad(target));
+        }
+        let names = split(path)?;
+        let (name, parents) = names.split_last().ok_or_else(|| bad(path))?;
+        let parent = self.directory(parents, path)?;
+        self.remove_child(parent, name, spool);
+        self.add(parent, name, attributes, kind)
+    }
+
+    /// Makes `path` another name of what `target` leads to.
+    ///
+    /// # Errors
+    /// There is no such file, or the path cannot be.
+    pub fn link(&mut self, path: &[u8], target: &[u8], spool: &mut dyn Spool) -> Result<(), Error> {
+        let names = split(target)?;
+        let found = self.walk(&names, false).ok();
+        let id = found
+            .and_then(|way| way.last().copied())
+            .filter(|id| !matches!(self.nodes[id.0].kind, Kind::Directory(_)))
+            .ok_or_else(|| Error::Link(lossy(path)))?;
+        let names = split(path)?;
+        let (name, parents) = names.split_last().ok_or_else(|| bad(path))?;
+        let parent = self.directory(parents, path)?;
+        if self.child(parent, name) == Some(id) {
+            return Ok(());
+        }
+        self.count_name()?;
+        self.remove_child(parent, name, spool);
+        let node = &mut self.nodes[id.0];
+        node.names += 1;
+        node.layer = self.layer;
+        self.children(parent).insert(name.to_vec(), id);
+        Ok(())
+    }
+
+    /// Removes what earlier layers have of a name: a whiteout.
+    ///
+    /// # Errors
+    /// The path cannot be.
+    pub fn hide(&mut self, path: &[u8], spool: &mut dyn Spool) -> Result<(), Error> {
+        let names = split(path)?;
+        let (name, parents) = names.split_last().ok_or_else(|| bad(path))?;
+        if let Some(parent) = self
+            .walk(parents, true)
+            .ok()
+            .and_then(|way| way.last().copied())
+        {
+            self.hide_child(parent, name, spool);
+        }
+        Ok(())
+    }
+
+    /// Removes what earlier layers have in a directory: an opaque whiteout.
+    ///
+    /// # Errors
+    /// The path cannot be.
+    pub fn hide_inside(&mut self, path: &[u8], spool: &mut dyn Spool) -> Result<(), Error> {
+        let names = split(path)?;
+        if let Some(id) = self
+            .walk(&names, true)
+            .ok()
+            .and_then(|way| way.last().copied())
+        {
+            self.hide_children(id, spool);
+        }
+        Ok(())
+    }
+
+    /// Depth is limited by [`split`], so that this may recurse.
+    fn hide_children(&mut self, id: NodeId, spool: &mut dyn Spool) {
+        let inside: Vec<Vec<u8>> = self.names(id).map(|(name, _)| name.to_vec()).collect();
+        for name in inside {
+            self.hide_child(id, &name, spool);
+        }
+    }
+
+    fn hide_child(&mut self, parent: NodeId, name: &[u8], spool: &mut dyn Spool) {
+        match self.child(parent, name) {
+            Some(id) if self.nodes[id.0].layer == self.layer => self.hide_children(id, spool),
+            Some(_) => self.remove_child(parent, name, spool),
+            None => {}
+        }
+    }
+
+    /// The directory that `names` lead to; what is missing is made.
+    fn directory(&mut self, names: &[&[u8]], path: &[u8]) -> Result<NodeId, Error> {
+        match self.walk(names, true) {
+            Ok(way) => {
+                for id in &way {
+                    self.nodes[id.0].layer = self.layer;
+                }
+                let id = way.last().copied().unwrap_or(ROOT);
+                match self.nodes[id.0].kind {
+                    Kind::Directory(_) => Ok(id),
+                    _ => Err(not_there(path)),
+                }
+            }
+            Err(Astray::Nowhere) => {
+                let (name, parents) = names.split_last().ok_or_else(|| bad(path))?;
+                let parent = self.directory(parents, path)?;
+                // A name that is there and led nowhere is a symbolic link to nothing.
+                if self.child(parent, name).is_some() {
+                    return Err(not_there(path));
+                }
+                self.add(parent, name, DIRECTORY, Kind::Directory(BTreeMap::new()))?;
+                self.child(parent, name).ok_or_else(|| not_there(path))
+            }
+            Err(Astray::NoWay) => Err(not_there(path)),
+        }
+    }
+
+    /// The nodes from the root to what `names` lead to; the last name's link is followed if `follow`.
+    fn walk(&self, names: &[&[u8]], follow: bool) -> Result<Vec<NodeId>, Astray> {
+        let mut rest: Vec<&[u8]> = names.iter().rev().copied().collect();
+        let mut way = vec![ROOT];
+        let mut links = 0;
+        while let Some(name) = rest.pop() {
+            if name == b".." {
+                way.truncate((way.len() - 1).max(1));
+                continue;
+            }
+            let here = way[way.len() - 1];
+            let Kind::Directory(children) = &self.nodes[here.0].kind else {
+                return Err(Astray::NoWay);
+            };
+            let &id = children.get(name).ok_or(Astray::Nowhere)?;
+            match &self.nodes[id.0].kind {
+                Kind::Symlink(target) if follow || !rest.is_empty() => {
+                    links += 1;
+                    if links > LINKS_MAX {
+                        return Err(Astray::NoWay);
+                    }
+                    if target.first() == Some(&b'/') {
+                        way.truncate(1);
+                    }
+                    let parts = target.split(|&byte| byte == b'/').rev();
+                    rest.extend(parts.filter(|part| !part.is_empty() && *part != b"."));
+                }
+                _ => way.push(id),
+            }
+        }
+        Ok(way)
+    }
+
+    fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        match &self.nodes[parent.0].kind {
+            Kind::Directory(children) => children.get(name).copied(),
+            _ => None,
+        }
+    }
+
+    fn children(&mut self, parent: NodeId) -> &mut BTreeMap<Vec<u8>, NodeId> {
+        match &mut self.nodes[parent.0].kind {
+            Kind::Directory(children) => children,
+            _ => unreachable!("callers have looked"),
+        }
+    }
+
+    fn add(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        attributes: Attributes,
+        kind: Kind,
+    ) -> Result<(), Error> {
+        self.count_name()?;
+        let id = NodeId(self.nodes.len());
+        self.nodes.push(Node {
+            attributes,
+            kind,
+            names: 1,
+            layer: self.layer,
+        });
+        self.children(parent).insert(name.to_vec(), id);
+        Ok(())
+    }
+
+    fn count_name(&mut self) -> Result<(), Error> {
+        self.names += 1;
+        if self.names > NAMES_MAX {
+            return Err(Error::TooMany);
+        }
+        Ok(())
+    }
+
+    fn take_child(&mut self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        self.children(parent).remove(name)
+    }
+
+    /// Takes a name away, and what has no other name with it.
+    fn remove_child(&mut self, parent: NodeId, name: &[u8], spool: &mut dyn Spool) {
+        let Some(id) = self.take_child(parent, name) else {
+            return;
+        };
+        let mut gone = vec![id];
+        while let Some(id) = gone.pop() {
+            let node = &mut self.nodes[id.0];
+            node.names -= 1;
+            if node.names > 0 {
+                continue;
+            }
+            match std::mem::replace(&mut node.kind, Kind::Fifo) {
+                Kind::Directory(children) => gone.extend(children.into_values()),
+                Kind::File(blob) => spool.forget(blob),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A path's names. Leading, doubled and trailing slashes and `.` count for nothing; `..` is refused,
+/// as archives have no use for it.
+fn split(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
+    let names: Vec<&[u8]> = path
+        .split(|&byte| byte == b'/')
+        .filter(|name| !name.is_empty() && *name != b".")
+        .collect();
+    let wrong = |name: &&[u8]| {
+        *name == b".." || name.len() > NAME_LEN_MAX || name.iter().any(|b| b"\0\n".contains(b))
+    };
+    if path.len() > PATH_LEN_MAX || names.len() > DEPTH_MAX || names.iter().any(wrong) {
+        return Err(bad(path));
+    }
+    Ok(names)
+}
+
+fn bad(path: &[u8]) -> Error {
+    Error::Path(lossy(path))
+}
+
+fn not_there(path: &[u8]) -> Error {
+    Error::NotThere(lossy(path))
+}
+
+/// The beginning of a path for people.
+fn lossy(path: &[u8]) -> String {
+    String::from_utf8_lossy(&path[..path.len().min(200)]).into_owned()
+}
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;

@@ -1,0 +1,195 @@
+//! Paths that lead elsewhere, links, and what layers hide.
+
+use super::super::spool::MemorySpool;
+use super::*;
+
+const SOME: Attributes = Attributes {
+    mode: 0o640,
+    uid: 1,
+    gid: 2,
+    mtime: 3,
+};
+
+struct Case {
+    tree: Tree,
+    spool: MemorySpool,
+}
+
+impl Case {
+    fn new() -> Self {
+        Self {
+            tree: Tree::new(),
+            spool: MemorySpool::new(1 << 20),
+        }
+    }
+
+    fn file(&mut self, path: &str) -> Result<(), Error> {
+        let blob = self
+            .spool
+            .store(&mut path.as_bytes(), path.len() as u64)
+            .unwrap();
+        self.tree
+            .put(path.as_bytes(), SOME, Kind::File(blob), &mut self.spool)
+    }
+
+    fn symlink(&mut self, path: &str, target: &str) -> Result<(), Error> {
+        let kind = Kind::Symlink(target.as_bytes().to_vec());
+        self.tree.put(path.as_bytes(), SOME, kind, &mut self.spool)
+    }
+
+    fn dir(&mut self, path: &str) -> Result<(), Error> {
+        self.tree
+            .put_directory(path.as_bytes(), SOME, &mut self.spool)
+    }
+
+    fn link(&mut self, path: &str, target: &str) -> Result<(), Error> {
+        self.tree
+            .link(path.as_bytes(), target.as_bytes(), &mut self.spool)
+    }
+
+    /// All paths, sorted.
+    fn paths(&self) -> Vec<String> {
+        fn inside(tree: &Tree, id: NodeId, path: &str, found: &mut Vec<String>) {
+            for (name, id) in tree.names(id) {
+                let path = format!("{path}/{}", String::from_utf8_lossy(name));
+                found.push(path.clone());
+                inside(tree, id, &path, found);
+            }
+        }
+        let mut found = Vec::new();
+        inside(&self.tree, ROOT, "", &mut found);
+        found
+    }
+
+    /// The contents of the file that `path` leads to.
+    fn contents(&self, path: &str) -> String {
+        let id = self.tree.find(path.as_bytes()).unwrap();
+        match self.tree.node(id).kind {
+            Kind::File(blob) => String::from_utf8(self.spool.load(blob, 1000).unwrap()).unwrap(),
+            _ => panic!("{path} is no file"),
+        }
+    }
+}
+
+#[test]
+fn paths_that_lead_out_are_refused() {
+    let mut case = Case::new();
+    for bad in ["../a", "a/../../b", "a/..", "", "/", "a\0b", "a\nb"] {
+        assert!(matches!(case.file(bad), Err(Error::Path(_))), "{bad:?}");
+    }
+    assert!(case.file(&"x".repeat(256)).is_err());
+    assert!(case.file(&"x/".repeat(2049)).is_err());
+    assert!(case.file(&format!("{}y", "x/".repeat(DEPTH_MAX))).is_err());
+    assert!(case.paths().is_empty());
+    case.file(&"x".repeat(255)).unwrap();
+    case.file("//./a//./b").unwrap();
+    assert_eq!(case.contents("/a/b"), "//./a//./b");
+}
+
+#[test]
+fn links_are_followed_inside_of_the_tree_alone() {
+    let mut case = Case::new();
+    case.dir("usr/lib").unwrap();
+    case.symlink("lib", "usr/lib").unwrap();
+    case.symlink("out", "../../../../usr").unwrap();
+    case.symlink("usr/up", "/../usr/lib/").unwrap();
+    case.file("lib/a").unwrap();
+    case.file("out/b").unwrap();
+    case.file("usr/up/c").unwrap();
+    assert_eq!(
+        case.paths(),
+        [
+            "/lib",
+            "/out",
+            "/usr",
+            "/usr/b",
+            "/usr/lib",
+            "/usr/lib/a",
+            "/usr/lib/c",
+            "/usr/up"
+        ]
+    );
+}
+
+#[test]
+fn ways_that_end_nowhere_are_refused() {
+    let mut case = Case::new();
+    case.symlink("a", "b").unwrap();
+    case.symlink("b", "a").unwrap();
+    case.symlink("nowhere", "missing/dir").unwrap();
+    case.file("file").unwrap();
+    for bad in ["a/x", "nowhere/x", "file/x"] {
+        assert!(matches!(case.file(bad), Err(Error::NotThere(_))), "{bad}");
+        assert!(case.dir(bad).is_err(), "{bad}");
+    }
+    for bad in ["", "x\0", "x\ny", &"x".repeat(TARGET_LEN_MAX + 1)] {
+        assert!(case.symlink("s", bad).is_err());
+    }
+}
+
+#[test]
+fn a_name_is_replaced_by_what_comes_later() {
+    let mut case = Case::new();
+    case.file("a/b").unwrap();
+    case.symlink("a", "/etc").unwrap();
+    assert_eq!(case.paths(), ["/a"]);
+    case.dir("a").unwrap();
+    case.file("a/c").unwrap();
+    assert_eq!(case.paths(), ["/a", "/a/c"]);
+    // Attributes of a directory may come after what is in it.
+    case.dir("a").unwrap();
+    assert_eq!(case.paths(), ["/a", "/a/c"]);
+    let id = case.tree.find(b"a").unwrap();
+    assert_eq!(case.tree.node(id).attributes, SOME);
+}
+
+#[test]
+fn hard_links_share_and_outlive_each_other() {
+    let mut case = Case::new();
+    case.file("a").unwrap();
+    case.link("d/b", "./a").unwrap();
+    case.link("d/b", "a").unwrap();
+    case.link("a", "a").unwrap();
+    let id = case.tree.find(b"d/b").unwrap();
+    assert_eq!(case.tree.node(id).names, 2);
+    case.symlink("a", "elsewhere").unwrap();
+    assert_eq!(case.contents("d/b"), "a");
+    assert!(matches!(case.link("x", "missing"), Err(Error::Link(_))));
+    assert!(matches!(case.link("x", "d"), Err(Error::Link(_))));
+    assert!(case.link("x", "../a").is_err());
+}
+
+#[test]
+fn contents_without_a_name_make_room() {
+    let mut case = Case {
+        tree: Tree::new(),
+        spool: MemorySpool::new(10),
+    };
+    for _ in 0..100 {
+        case.file("a/b").unwrap();
+        case.tree.begin_layer();
+        case.tree.hide(b"a", &mut case.spool).unwrap();
+    }
+}
+
+#[test]
+fn layers_hide_what_lies_below_and_not_what_is_their_own() {
+    let mut case = Case::new();
+    for path in ["d/old", "d/sub/old", "e/old", "f"] {
+        case.file(path).unwrap();
+    }
+    case.tree.begin_layer();
+    case.file("d/sub/new").unwrap();
+    case.tree.hide_inside(b"d", &mut case.spool).unwrap();
+    case.file("d/late").unwrap();
+    case.file("e").unwrap();
+    case.tree.hide(b"e", &mut case.spool).unwrap();
+    case.tree.hide(b"f", &mut case.spool).unwrap();
+    case.tree.hide(b"missing/x", &mut case.spool).unwrap();
+    assert_eq!(
+        case.paths(),
+        ["/d", "/d/late", "/d/sub", "/d/sub/new", "/e"]
+    );
+    assert!(case.tree.hide(b"/", &mut case.spool).is_err());
+    assert!(case.tree.hide(b"../f", &mut case.spool).is_err());
+}
