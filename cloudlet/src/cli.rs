@@ -138,7 +138,9 @@ Examples:
   cloudlet run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0' --memory 512 --cpus 2
   cloudlet run --kernel app.elf --disk data.img,ro --name web --detach
   cloudlet run --kernel vmlinuz --disk debian.qcow2,layer=debian.layer --cmdline 'root=/dev/vda1'
-  cloudlet run --disk root.img,layer=root.layer,serial=root --disk empty:512";
+  cloudlet run --disk root.img,layer=root.layer,serial=root --disk empty:512
+  cloudlet run --kernel vmlinuz --net user --publish 8080:80
+  cloudlet run --kernel vmlinuz --net tap=tap0,mac=02:00:00:00:00:01,bandwidth=100";
 
 const IMAGE_BUILD_HELP: &str = "\
 The image is a directory with vmlinuz, initrd.img, root.ext4 and manifest.json. It is made of the
@@ -175,12 +177,15 @@ Examples:
 
 const RESTORE_HELP: &str = "\
 SOURCE is a snapshot directory, or the tag or id of a base VM. The VMs run in the background, share
-the pages they do not change, and get names of their own.
+the pages they do not change, and get names of their own. Network cards keep their addresses; those
+that no --net connects have their link down. A card that was on an interface stays on one: its
+driver has agreed to what `user` cannot do.
 
 Examples:
   cloudlet restore /var/tmp/web-1 --name web
   cloudlet restore unikernel --name dev
-  cloudlet restore /var/tmp/web-1 --clones 8";
+  cloudlet restore /var/tmp/web-1 --clones 8
+  cloudlet restore /var/tmp/web-1 --net tap=tap1";
 
 const SYNTHESIZE_HELP: &str = "\
 The base VM that the overlay names must be in the store (`cloudlet base ls`). The VM runs as soon as
@@ -355,7 +360,7 @@ pub(crate) struct Run {
 }
 
 /// What is common to everything that starts a VM.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct NewVm {
     /// The VM's name; made up if it is not given
     #[arg(long, value_name = "NAME")]
@@ -363,6 +368,15 @@ pub(crate) struct NewVm {
     /// Unix socket for the host side of the guest's vsock
     #[arg(long, value_name = "PATH")]
     pub(crate) vsock: Option<PathBuf>,
+    /// Network card: `tap=NAME` is an interface of the host, `user` shares the host's network through
+    /// passt; options after commas are `mac=ADDRESS`, `bandwidth=MBIT` and `packets=PER_SECOND`, the
+    /// limits in each direction
+    #[arg(long = "net", value_name = "tap=NAME|user[,OPTION]...")]
+    pub(crate) nets: Vec<String>,
+    /// Forward a TCP port of the host (on 127.0.0.1 unless an address is given) to the guest's, with
+    /// `--net user`
+    #[arg(long, value_name = "[ADDRESS:]HOST:GUEST")]
+    pub(crate) publish: Vec<String>,
     /// Do not let the vCPUs run before `cloudlet resume`
     #[arg(long)]
     pub(crate) paused: bool,

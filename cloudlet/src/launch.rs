@@ -5,11 +5,13 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::IpAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use cloudlet_vmm::devices::rate::Limits;
+use cloudlet_vmm::devices::virtio::net::MacAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::registry::{self, VmDir};
@@ -41,6 +43,8 @@ pub struct Spec {
     pub scratch: PathBuf,
     /// Limits of the disks in order; those it does not reach have none.
     pub disk_limits: Vec<Limits>,
+    /// What the network cards are connected to, in their order.
+    pub nets: Vec<NetSource>,
     /// Where the VM's state comes from.
     pub source: Source,
 }
@@ -109,6 +113,43 @@ pub struct DiskSource {
     pub serial: String,
     /// Where the guest's writes are kept; without, they are gone with the VM.
     pub layer: Option<PathBuf>,
+}
+
+/// A network card and what is behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetSource {
+    /// What it is connected to.
+    pub link: NetLink,
+    /// Its address. Without, it is made up, or stays as it was saved.
+    pub mac: Option<MacAddr>,
+    /// So much in each direction.
+    pub limits: Limits,
+}
+
+/// What a network card is connected to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetLink {
+    /// A TAP interface of the host.
+    Tap {
+        /// Its name.
+        name: String,
+    },
+    /// The host's network, as one of the user's programs would use it.
+    User {
+        /// Ports of the host that lead to the guest.
+        publish: Vec<Publish>,
+    },
+}
+
+/// A TCP port of the host that leads to one of the guest's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publish {
+    /// The address that it listens on.
+    pub address: IpAddr,
+    /// The port there.
+    pub host_port: u16,
+    /// The guest's port.
+    pub guest_port: u16,
 }
 
 /// A VM that is synthesised.

@@ -1,12 +1,14 @@
-//! A mount namespace for one case, so that it can hide devices or bring small file systems. Cases
-//! run in processes of their own, so nothing of it is seen elsewhere; it needs root.
+//! Namespaces for one case: of mounts, so that it can hide devices or bring small file systems, and of
+//! the network. Cases run in processes of their own, so nothing of it is seen elsewhere; it needs root.
 
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 
+use crate::ensure;
 use crate::failure::Outcome;
 
 /// Gives this thread, and every process that it starts from now on, mounts of its own.
@@ -20,6 +22,18 @@ pub fn private_mounts() -> Outcome {
         libc::MS_REC | libc::MS_PRIVATE,
         "",
     )
+}
+
+/// Gives this thread, and every process that it starts from now on, a network of its own, in which
+/// there is only the loopback interface.
+pub fn private_network() -> Outcome {
+    // SAFETY: unshare takes one integer and touches no memory of ours.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
+    let up = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .status()?;
+    ensure!(up.success(), "ip link set lo up: {up}");
+    Ok(())
 }
 
 /// Mounts an empty tmpfs of `bytes` at `at`, seen by this case only.

@@ -2,7 +2,11 @@
 //! not change while it runs and that travels inside its saved state. Host resources (files,
 //! sockets, threads) are no part of it; they come as `Backends`.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
+
+use crate::devices::virtio::net::MacAddr;
 
 /// Most virtual CPUs a VM may have.
 pub const CPUS_MAX: u8 = 8;
@@ -13,6 +17,12 @@ pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
 /// Most disks a VM may have: rng, vsock and balloon take three of the nineteen IOAPIC pins that
 /// virtio devices may use.
 pub const DISKS_MAX: usize = 16;
+
+/// Most network cards a VM may have.
+pub const NETS_MAX: usize = 4;
+
+/// Most disks and network cards together: they share the pins that are left.
+pub const DISKS_AND_NETS_MAX: usize = DISKS_MAX;
 
 /// Most bytes of a kernel command line, without the terminating zero. Linux' own limit on x86 is
 /// `COMMAND_LINE_SIZE` = 2048 with the zero.
@@ -50,6 +60,20 @@ pub enum ConfigError {
     /// A disk's identity is too long or not printable ASCII.
     #[error("disk {0} has an identity that is longer than {DISK_ID_BYTES_MAX} bytes or not ASCII")]
     DiskId(usize),
+    /// Too many network cards.
+    #[error("{0} network cards asked for; the limit is {NETS_MAX}")]
+    Nets(usize),
+    /// Too many disks and network cards together.
+    #[error("{0} disks and network cards asked for; the limit is {DISKS_AND_NETS_MAX} together")]
+    DisksAndNets(usize),
+    /// An address that no network card has, or that two of them have.
+    #[error("network card {at} cannot have the address {mac}: it is a group's or another card's")]
+    Mac {
+        /// Which card.
+        at: usize,
+        /// Its address.
+        mac: MacAddr,
+    },
 }
 
 /// Which CPU the guest sees.
@@ -181,6 +205,13 @@ pub struct DiskConfig {
     pub id: String,
 }
 
+/// One network card, as the guest sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetConfig {
+    /// Its address.
+    pub mac: MacAddr,
+}
+
 /// The description of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineConfig {
@@ -202,6 +233,8 @@ pub struct MachineConfig {
     pub vsock_cid: Option<u64>,
     /// The VM has a memory balloon.
     pub balloon: bool,
+    /// Network cards in their order.
+    pub nets: Vec<NetConfig>,
 }
 
 impl Default for MachineConfig {
@@ -216,6 +249,7 @@ impl Default for MachineConfig {
             disks: Vec::new(),
             vsock_cid: None,
             balloon: true,
+            nets: Vec::new(),
         }
     }
 }
@@ -258,6 +292,23 @@ impl MachineConfig {
             .position(|disk| disk.id.len() > DISK_ID_BYTES_MAX || !disk.id.is_ascii())
         {
             return Err(ConfigError::DiskId(at));
+        }
+        self.validate_nets()
+    }
+
+    fn validate_nets(&self) -> Result<(), ConfigError> {
+        if self.nets.len() > NETS_MAX {
+            return Err(ConfigError::Nets(self.nets.len()));
+        }
+        let together = self.disks.len() + self.nets.len();
+        if together > DISKS_AND_NETS_MAX {
+            return Err(ConfigError::DisksAndNets(together));
+        }
+        let mut seen = HashSet::new();
+        for (at, NetConfig { mac }) in self.nets.iter().enumerate() {
+            if !mac.is_unicast() || !seen.insert(*mac) {
+                return Err(ConfigError::Mac { at, mac: *mac });
+            }
         }
         Ok(())
     }
@@ -303,7 +354,7 @@ mod tests {
         );
         let bad = MachineConfig {
             disks: vec![DiskConfig::default(); DISKS_MAX + 1],
-            ..good
+            ..good.clone()
         };
         assert_eq!(bad.validate(), Err(ConfigError::Disks(DISKS_MAX + 1)));
     }
@@ -323,6 +374,35 @@ mod tests {
             assert_eq!(way.name().parse(), Ok(way));
         }
         assert!("pci".parse::<Discovery>().is_err());
+    }
+
+    #[test]
+    fn network_cards_are_few_and_have_addresses_of_their_own() {
+        let nets = |count: u8| -> Vec<NetConfig> {
+            let net = |id| NetConfig {
+                mac: MacAddr::local([2, 0, 0, 0, 0, id]),
+            };
+            (0..count).map(net).collect()
+        };
+        let config = |disks, nets| MachineConfig {
+            disks: vec![DiskConfig::default(); disks],
+            nets,
+            ..MachineConfig::default()
+        };
+        assert_eq!(config(0, nets(4)).validate(), Ok(()));
+        assert_eq!(config(0, nets(5)).validate(), Err(ConfigError::Nets(5)));
+        let most = DISKS_AND_NETS_MAX;
+        assert_eq!(config(most - 4, nets(4)).validate(), Ok(()));
+        assert_eq!(
+            config(most - 3, nets(4)).validate(),
+            Err(ConfigError::DisksAndNets(most + 1))
+        );
+        let twice = [nets(2), nets(1)].concat();
+        let mac = twice[0].mac;
+        assert_eq!(
+            config(0, twice).validate(),
+            Err(ConfigError::Mac { at: 2, mac })
+        );
     }
 
     #[test]

@@ -68,13 +68,7 @@ fn create_builtin(host: &Host, store: &Store, args: &BaseCreate) -> Result<Store
         discovery: "auto".into(),
         balloon: true,
     });
-    let options = NewVm {
-        name: None,
-        vsock: None,
-        paused: false,
-        no_seccomp: false,
-        disk_limits: Vec::new(),
-    };
+    let options = NewVm::default();
     let vmm = host.start(&options, true, "base", source)?;
     let published = cloudlet::guest::wait_ready(&vmm.dir.vsock_socket())
         .context("the embedded guest does not become ready")

@@ -323,10 +323,7 @@ impl DemoHost {
     fn start(&self, name: &str, source: Source) -> Result<Vmm> {
         let options = NewVm {
             name: Some(name.into()),
-            vsock: None,
-            paused: false,
-            no_seccomp: false,
-            disk_limits: Vec::new(),
+            ..NewVm::default()
         };
         self.host.start(&options, true, "demo", source)
     }

@@ -8,6 +8,7 @@ mod demo;
 mod disk;
 mod exec;
 mod image;
+mod net;
 mod output;
 mod overlay;
 mod run;
@@ -151,6 +152,7 @@ impl Host {
             Some(path) => absolute(path)?,
             None => dir.vsock_socket(),
         };
+        let nets = net::parse_all(options)?;
         let spec = Spec {
             name: name.to_string(),
             vms,
@@ -161,6 +163,7 @@ impl Host {
             store: self.paths.store()?,
             scratch: self.paths.scratch()?,
             disk_limits: options.disk_limits.clone(),
+            nets,
             source,
         };
         let progress = self.output.progress();

@@ -107,13 +107,7 @@ fn rehearse(
         stall_secs: 10.0,
         expect: None,
     });
-    let options = NewVm {
-        name: None,
-        vsock: None,
-        paused: false,
-        no_seccomp: false,
-        disk_limits: Vec::new(),
-    };
+    let options = NewVm::default();
     let rehearsal = host.start(&options, true, "rehearsal", source)?;
     let touched = guest::call(&rehearsal.dir.vsock_socket(), request)
         .map_err(anyhow::Error::from)

@@ -8,7 +8,7 @@ use cloudlet::launch::Source;
 use cloudlet::store::Store;
 use serde_json::{Value, json};
 
-use super::{Host, absolute, disk, existing};
+use super::{Host, absolute, disk, existing, net};
 use crate::cli::{NewVm, Restore, Snapshot};
 
 pub(super) fn snapshot(host: &Host, args: &Snapshot) -> Result<()> {
@@ -21,6 +21,9 @@ pub(super) fn snapshot(host: &Host, args: &Snapshot) -> Result<()> {
 
 pub(super) fn restore(host: &Host, args: &Restore) -> Result<()> {
     let source = image_source(host, &args.source)?;
+    if args.clones.is_some_and(|clones| clones > 1) {
+        net::check_clones(&net::parse_all(&args.vm)?)?;
+    }
     let mut started: Vec<Value> = Vec::new();
     let disk_limits = disk::parse_limits(&args.limits.disk_limits)?;
     for options in clone_options(args) {

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::console::Console;
 use super::disks;
+use super::nets;
 use super::server::ControlServer;
 use super::supervise;
 use super::{Failure, say};
@@ -156,6 +157,7 @@ impl Parts<'_> {
             disks: disks.to_vec(),
             disk_limits: self.disk_limits(disks.len())?,
             vsock: Some(HostSocket::bind(&self.spec.vsock)?),
+            nets: nets::open(&self.spec.nets, &self.spec.scratch)?,
         })
     }
 
@@ -194,6 +196,7 @@ impl Parts<'_> {
             disks: source.disks.iter().map(disks::config).collect(),
             vsock_cid: Some(GUEST_CID),
             balloon: source.balloon,
+            nets: nets::configs(&self.spec.nets)?,
             ..MachineConfig::default()
         };
         config.validate()?;
@@ -246,7 +249,9 @@ impl Parts<'_> {
         let layout = RamLayout::new(image.description.memory_bytes)?;
         let ram = Ram::from_image(&layout, &image.memory()?)?;
         let disks = self.disks_over(image.disks()?, &image.description)?;
-        let machine = Machine::restore(&image.state()?, ram, self.backends(&disks)?)?;
+        let state = image.state()?;
+        nets::check_saved(&self.spec.nets, &state)?;
+        let machine = Machine::restore(&state, ram, self.backends(&disks)?)?;
         let mut description = image.description.clone();
         let origin = match (base, &image.description.base) {
             (Some(id), _) => Some(Origin {
@@ -295,6 +300,7 @@ impl Parts<'_> {
         let handle: Arc<OnceLock<MachineHandle>> = Arc::default();
         let (remote, mut stream) = open_remote(source, &handle)?;
         let head = Head::read(&mut stream, remote.len(), source.expect.as_deref())?;
+        nets::check_saved(&self.spec.nets, &head.state)?;
         let base = self.base(head.prefix.base()).map_err(|error| {
             format!(
                 "the overlay needs a base VM that is not here: {}",

@@ -8,6 +8,7 @@
 //! | `image.rs` | disk images of other formats, read in a process of their own |
 //! | `server.rs` | the control socket |
 //! | `console.rs` | the serial console |
+//! | `nets.rs` | network cards: what is behind them |
 //! | `ops.rs` | what is done about requests |
 //! | `balloon.rs` | the memory balloon, and pauses without the guest's free pages |
 //! | `save.rs` | images and overlays of the paused VM |
@@ -18,6 +19,7 @@ mod build;
 mod console;
 mod disks;
 pub mod image;
+mod nets;
 mod ops;
 mod save;
 mod server;

@@ -16,7 +16,7 @@ use super::build::{About, Incoming as Overlay};
 use super::console::Console;
 use super::server::{ClientId, ControlServer, Incoming};
 use super::supervise::Lifeline;
-use super::{Failure, balloon, save, say};
+use super::{Failure, balloon, nets, save, say};
 use crate::control::{Reply, Request};
 use crate::launch::Event;
 use crate::synthesis::chain;
@@ -292,6 +292,9 @@ impl Ops {
         if let Some(handle) = machine.balloon() {
             let pages = about.image.memory_bytes / PAGE_BYTES;
             status["balloon"] = balloon::describe(handle, pages);
+        }
+        for (card, said) in nets::status(machine) {
+            status[card] = said;
         }
         if let Some(overlay) = &self.overlay {
             status["synthesis"] = overlay.status();

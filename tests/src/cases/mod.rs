@@ -18,6 +18,7 @@ mod images;
 mod isolation;
 mod lifecycle;
 mod linux;
+mod net;
 mod overlays;
 mod snapshots;
 mod synthesis;
@@ -46,6 +47,8 @@ pub struct Needs {
     pub only_lane: Option<(Lane, &'static str)>,
     /// Linux test guests by name (`tests/linux/pack` makes them).
     pub linux: &'static [&'static str],
+    /// Programs that must be installed.
+    pub programs: &'static [&'static str],
     /// Time limit in lane 1.
     pub limit: Duration,
 }
@@ -58,6 +61,7 @@ impl Needs {
         memory_mib: 64,
         only_lane: Some((Lane::One, "starts no guest")),
         linux: &[],
+        programs: &[],
         limit: Duration::from_secs(30),
     };
 
@@ -68,6 +72,7 @@ impl Needs {
         memory_mib: 512,
         only_lane: None,
         linux: &[],
+        programs: &[],
         limit: Duration::from_secs(60),
     };
 
@@ -80,6 +85,7 @@ impl Needs {
             memory_mib: 512,
             only_lane: Some((Lane::Two, "Linux guests need VT-x or SVM")),
             linux: kernels,
+            programs: &[],
             limit: Duration::from_secs(60),
         }
     }
@@ -92,6 +98,11 @@ impl Needs {
     /// As these, with so much memory available.
     const fn with_memory_mib(self, memory_mib: u64) -> Self {
         Self { memory_mib, ..self }
+    }
+
+    /// As these, with these programs installed.
+    const fn with_programs(self, programs: &'static [&'static str]) -> Self {
+        Self { programs, ..self }
     }
 
     /// As these, within `seconds` in lane 1.
@@ -127,6 +138,9 @@ impl Case {
                 "no Linux test guest {missing} (tests/linux/pack makes them)"
             ));
         }
+        if let Some(missing) = needs.programs.iter().find(|name| !is_installed(name)) {
+            return Some(format!("{missing} is not installed"));
+        }
         if needs.root && !is_root() {
             return Some("needs root".to_owned());
         }
@@ -159,8 +173,14 @@ pub fn all() -> Vec<Case> {
         synthesis::CASES,
         linux::CASES,
         balloon::CASES,
+        net::CASES,
     ]
     .concat()
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
 fn is_root() -> bool {

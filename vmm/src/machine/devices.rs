@@ -24,6 +24,7 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonHandle};
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::{MmioState, MmioTransport, WINDOW_BYTES};
+use crate::devices::virtio::net::{Net, NetStats};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::memory::Ram;
@@ -64,7 +65,7 @@ pub(super) struct Devices {
     /// What an ACPI guest is told of by the host.
     events: Option<Events>,
     virtio: Vec<(VirtioPlace, MmioTransport)>,
-    balloon: Option<BalloonHandle>,
+    handles: Handles,
 }
 
 impl Devices {
@@ -76,7 +77,11 @@ impl Devices {
         inbox: &Inbox,
     ) -> Result<Devices, MachineError> {
         let serial_irq = line()?;
-        let (output, devices, balloon) = backends.into_devices(config, ram)?;
+        let Made {
+            output,
+            devices,
+            handles,
+        } = backends.into_devices(config, ram)?;
         let serial = Serial::new(serial_irq.try_clone().map_err(host)?, output);
         let transports = devices
             .into_iter()
@@ -84,7 +89,7 @@ impl Devices {
                 MmioTransport::new(ram.guest().clone(), device).map_err(MachineError::Virtio)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Devices::assemble(config, serial, serial_irq, transports, balloon, inbox)
+        Devices::assemble(config, serial, serial_irq, transports, handles, inbox)
     }
 
     /// Saved devices over this host's resources; paused.
@@ -96,7 +101,11 @@ impl Devices {
         inbox: &Inbox,
     ) -> Result<Devices, MachineError> {
         let serial_irq = line()?;
-        let (output, devices, balloon) = backends.into_devices(config, ram)?;
+        let Made {
+            output,
+            devices,
+            handles,
+        } = backends.into_devices(config, ram)?;
         let irq = serial_irq.try_clone().map_err(host)?;
         let serial = Serial::restore(&saved.serial, irq, output)?;
         let transports = devices
@@ -108,7 +117,7 @@ impl Devices {
                     .map_err(|source| MachineError::RestoreVirtio { index, source })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Devices::assemble(config, serial, serial_irq, transports, balloon, inbox)
+        Devices::assemble(config, serial, serial_irq, transports, handles, inbox)
     }
 
     fn assemble(
@@ -116,7 +125,7 @@ impl Devices {
         serial: Serial,
         serial_irq: EventFd,
         transports: Vec<MmioTransport>,
-        balloon: Option<BalloonHandle>,
+        handles: Handles,
         inbox: &Inbox,
     ) -> Result<Devices, MachineError> {
         Ok(Devices {
@@ -128,7 +137,7 @@ impl Devices {
                 .then(Events::new)
                 .transpose()?,
             virtio: VirtioPlace::all().zip(transports).collect(),
-            balloon,
+            handles,
         })
     }
 
@@ -229,7 +238,11 @@ impl Devices {
     }
 
     pub(super) fn balloon(&self) -> Option<&BalloonHandle> {
-        self.balloon.as_ref()
+        self.handles.balloon.as_ref()
+    }
+
+    pub(super) fn nets(&self) -> impl Iterator<Item = &NetStats> {
+        self.handles.nets.iter().map(Arc::as_ref)
     }
 
     pub(super) fn serial(&self) -> MutexGuard<'_, Serial> {
@@ -269,20 +282,31 @@ impl SavedDevices {
     }
 }
 
-/// How many virtio devices a VM has: rng, vsock and balloon if it has them, its disks.
+/// How many virtio devices a VM has: rng, vsock and balloon if it has them, its disks, its network
+/// cards.
 fn virtio_count(config: &MachineConfig) -> usize {
-    1 + usize::from(config.vsock_cid.is_some()) + usize::from(config.balloon) + config.disks.len()
+    1 + usize::from(config.vsock_cid.is_some())
+        + usize::from(config.balloon)
+        + config.disks.len()
+        + config.nets.len()
 }
 
-/// What [`Backends::into_devices`] gives.
-type Made = (
-    serial::Output,
-    Vec<Box<dyn VirtioDevice>>,
-    Option<BalloonHandle>,
-);
+/// What the machine asks devices through, once they are behind their transports.
+struct Handles {
+    balloon: Option<BalloonHandle>,
+    nets: Vec<Arc<NetStats>>,
+}
+
+/// What backends become.
+struct Made {
+    /// The serial port's output.
+    output: serial::Output,
+    /// The virtio devices in their order.
+    devices: Vec<Box<dyn VirtioDevice>>,
+    handles: Handles,
+}
 
 impl Backends {
-    /// The serial port's output, the virtio devices in their order, and the balloon's handle.
     fn into_devices(self, config: &MachineConfig, ram: &Ram) -> Result<Made, MachineError> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
         match (config.vsock_cid, self.vsock) {
@@ -317,7 +341,33 @@ impl Backends {
             let block = Block::new(disk, &description.id).limited(limits);
             devices.push(Box::new(block.map_err(host)?));
         }
-        Ok((self.serial_out, devices, handle))
+        if config.nets.len() < self.nets.len() {
+            return Err(MachineError::Backends {
+                what: "network cards",
+                wanted: config.nets.len(),
+                given: self.nets.len(),
+            });
+        }
+        // A card that is given nothing has its link down.
+        let backends = self.nets.into_iter().map(Some);
+        let backends = backends.chain(std::iter::repeat_with(|| None));
+        let mut nets = Vec::new();
+        for (backend, description) in backends.zip(&config.nets) {
+            let net = Net::new(description.mac, backend).map_err(|source| MachineError::Host {
+                what: "watching a network card",
+                source,
+            })?;
+            nets.push(net.stats());
+            devices.push(Box::new(net));
+        }
+        Ok(Made {
+            output: self.serial_out,
+            devices,
+            handles: Handles {
+                balloon: handle,
+                nets,
+            },
+        })
     }
 }
 

@@ -46,6 +46,7 @@ use crate::cpu::thread::{ANSWER_MAX, Shared, Vcpu, VcpuThread};
 use crate::devices::disk::Disk;
 use crate::devices::rate::Limits;
 use crate::devices::serial::{Output, Serial};
+use crate::devices::virtio::net::{NetBackend, NetStats};
 use crate::devices::virtio::vsock::HostSocket;
 use crate::exit::ExitReason;
 use crate::memory::Ram;
@@ -74,6 +75,9 @@ pub struct Backends {
     pub disks: Vec<Disk>,
     /// Limits of the disks in the same order; those it does not reach have none.
     pub disk_limits: Vec<Limits>,
+    /// What the network cards are connected to, in their order. There may be fewer than cards: the
+    /// rest have their link down.
+    pub nets: Vec<NetBackend>,
 }
 
 /// Where a machine is in its life.
@@ -393,6 +397,11 @@ impl Machine {
     /// The serial port, for input.
     pub fn serial(&self) -> MutexGuard<'_, Serial> {
         self.devices.serial()
+    }
+
+    /// What the network cards say of themselves, in their order.
+    pub fn nets(&self) -> impl Iterator<Item = &NetStats> {
+        self.devices.nets()
     }
 
     /// Where the virtio devices sit, in their order.

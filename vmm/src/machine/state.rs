@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use super::MachineError;
 
 /// Version of every section so far.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 pub(super) const CONFIG: &str = "config";
 pub(super) const VM: &str = "vm";

@@ -138,6 +138,7 @@ pub(crate) fn constants() -> Vec<(&'static str, u64)> {
         KVM_IOCTLS
             .iter()
             .chain(UFFD_IOCTLS)
+            .chain(TUN_IOCTLS)
             .map(|&(name, ioctl)| (name, ioctl.number())),
     );
     all
@@ -290,3 +291,9 @@ pub(crate) const UFFD_IOCTLS: &[(&str, Ioctl)] = &[
     ("UFFDIO_API", iowr(UFFD, 0x3f, 24)),
     ("USERFAULTFD_IOC_NEW", io(UFFD, 0x00)),
 ];
+
+/// 'T' of include/uapi/linux/if_tun.h.
+const TUN: u8 = b'T';
+
+/// The ioctls of include/uapi/linux/if_tun.h that are of use once an interface is open.
+pub(crate) const TUN_IOCTLS: &[(&str, Ioctl)] = &[("TUNSETOFFLOAD", iow(TUN, 208, 4))];

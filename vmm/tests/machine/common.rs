@@ -131,6 +131,7 @@ pub(crate) fn backends(sink: &Sink) -> Backends {
         serial_out: Box::new(sink.clone()),
         vsock: None,
         disks: Vec::new(),
+        nets: Vec::new(),
     }
 }
 

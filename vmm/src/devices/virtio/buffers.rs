@@ -85,6 +85,17 @@ impl Buffers {
         Ok(())
     }
 
+    /// Adds the pieces of `other` behind those that are here.
+    ///
+    /// # Errors
+    /// As [`Buffers::push`].
+    pub fn append(&mut self, guest: &GuestRam, other: &Buffers) -> Result<(), QueueError> {
+        other
+            .pieces
+            .iter()
+            .try_for_each(|piece| self.push(guest, *piece))
+    }
+
     /// Copies the bytes at `offset` into `out`; returns how many there were.
     pub fn read_at(&self, guest: &GuestRam, offset: usize, out: &mut [u8]) -> usize {
         let mut done = 0;

@@ -9,6 +9,7 @@ pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod vsock;
@@ -28,6 +29,8 @@ pub use crate::memory::GuestRam;
 
 /// Device types, virtio 1.2 section 5.
 pub mod device_type {
+    /// Network device, section 5.1.
+    pub const NET: u32 = 1;
     /// Block device, section 5.2.
     pub const BLOCK: u32 = 2;
     /// Entropy device, section 5.4.
@@ -133,6 +136,8 @@ pub enum DeviceState {
     Vsock(vsock::VsockState),
     /// A memory balloon.
     Balloon(balloon::BalloonState),
+    /// A network device.
+    Net(net::NetState),
 }
 
 /// What a device works on while it handles an event.

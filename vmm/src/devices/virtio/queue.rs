@@ -95,6 +95,8 @@ pub struct VirtQueue {
     ring: Option<Queue>,
     /// Buffers were used since the driver was last considered for an interrupt.
     unsignalled: bool,
+    /// Position in the used ring when the driver was last considered for an interrupt.
+    considered: u16,
 }
 
 impl VirtQueue {
@@ -109,6 +111,7 @@ impl VirtQueue {
             used: 0,
             ring: None,
             unsignalled: false,
+            considered: 0,
         }
     }
 
@@ -149,6 +152,7 @@ impl VirtQueue {
             // Ring address 0 stands for "not set up" in virtio-queue; no driver puts a ring there.
             Ok(ring) if self.available != 0 && ring.is_valid(guest) => {
                 self.ring = Some(ring);
+                self.considered = at.1;
                 true
             }
             _ => false,
@@ -223,6 +227,39 @@ impl VirtQueue {
             .map_err(QueueError::Ring)
     }
 
+    /// Gives chains back that belong together, each by its head and the bytes written to it: the
+    /// driver sees all of them or none, as it must with the buffers of one merged frame (section
+    /// 5.1.6.4).
+    ///
+    /// # Errors
+    /// When the used ring cannot be written.
+    pub fn push_used_together(
+        &mut self,
+        guest: &GuestRam,
+        chains: &[(u16, usize)],
+    ) -> Result<(), QueueError> {
+        let Some(ring) = self.ring.as_mut() else {
+            return Ok(());
+        };
+        let broken = |error| QueueError::Ring(virtio_queue::Error::GuestMemory(error));
+        let (used, size) = (ring.used_ring(), ring.size());
+        let mut next = ring.next_used();
+        for (head, written) in chains {
+            let written = u32::try_from(*written).unwrap_or(u32::MAX);
+            let slot = used + 4 + 8 * u64::from(next % size);
+            let element = [u32::from(*head).to_le_bytes(), written.to_le_bytes()];
+            guest
+                .write_slice(element.as_flattened(), GuestAddress(slot))
+                .map_err(broken)?;
+            next = next.wrapping_add(1);
+        }
+        ring.set_next_used(next);
+        self.unsignalled = true;
+        guest
+            .store(next.to_le(), GuestAddress(used + 2), Ordering::Release)
+            .map_err(broken)
+    }
+
     /// Asks the driver to notify of new buffers. True if some are there already.
     ///
     /// # Errors
@@ -249,20 +286,33 @@ impl VirtQueue {
             return Ok(false);
         };
         self.unsignalled = false;
-        if ring.event_idx_enabled() {
-            return ring.needs_notification(guest).map_err(QueueError::Ring);
-        }
+        let before = std::mem::replace(&mut self.considered, ring.next_used());
         // The used index must be visible before the driver's wish is read, section 2.7.7.2.
         fence(Ordering::SeqCst);
-        let flags: u16 = guest
-            .load(GuestAddress(ring.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)
-            .map_err(QueueError::Ring)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let read = |address| -> Result<u16, QueueError> {
+            guest
+                .load(GuestAddress(address), Ordering::Relaxed)
+                .map(u16::from_le)
+                .map_err(virtio_queue::Error::GuestMemory)
+                .map_err(QueueError::Ring)
+        };
+        if ring.event_idx_enabled() {
+            // Whether what the driver waits for is among those used since, section 2.7.10.
+            let event = read(ring.avail_ring() + 4 + 2 * u64::from(ring.size()))?;
+            let behind = self.considered.wrapping_sub(event).wrapping_sub(1);
+            return Ok(behind < self.considered.wrapping_sub(before));
+        }
+        let flags = read(ring.avail_ring())?;
+        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 }
 
 impl Chain {
+    /// The descriptor that it starts with, which names it.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
     /// Fills this chain from the descriptor table; see the head of the file for what is refused.
     fn walk(
         &mut self,
