@@ -46,7 +46,10 @@ pub(crate) enum Command {
     Pause(Vm),
     /// Let a VM's vCPUs run again
     Resume(Vm),
-    /// End a VM and forget it
+    /// Ask a VM's guest to shut down, by the power button, and wait until it has
+    #[command(after_help = "Example:\n  cloudlet shutdown web --timeout 120")]
+    Shutdown(Shutdown),
+    /// End a VM at once and forget it
     Stop(Vm),
     /// Attach to a VM's serial console; Ctrl-] detaches
     Console(Vm),
@@ -394,6 +397,17 @@ pub(crate) struct DiskLimits {
     /// Limit disk number N (the first is 0) to so many MiB and requests a second
     #[arg(long = "disk-limit", value_name = "N[,bandwidth=MIB][,iops=N]")]
     pub(crate) disk_limits: Vec<String>,
+}
+
+/// `shutdown`
+#[derive(Debug, Args)]
+pub(crate) struct Shutdown {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+    /// How long the guest may take
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
 }
 
 /// `snapshot`

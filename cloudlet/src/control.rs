@@ -31,6 +31,8 @@ pub enum Request {
     },
     /// Lets the vCPUs run.
     Resume,
+    /// Presses the power button; the guest does what it thinks fit.
+    PowerButton,
     /// Ends the VM.
     Stop,
     /// Writes the machine state, RAM and disks into a new directory.

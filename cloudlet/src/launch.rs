@@ -247,12 +247,23 @@ pub fn read_report(dir: &VmDir) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
+/// As [`read_report`], of a report that was opened while the VM lived: its directory may be gone.
+#[must_use]
+pub fn report_of(report: &File) -> Option<String> {
+    let text = words_of(report);
+    (!text.is_empty()).then_some(text)
+}
+
+fn read_words(path: &Path) -> String {
+    File::open(path).map_or_else(|_| String::new(), |file| words_of(&file))
+}
+
 /// What a VMM process left in a file. It may have been taken over before it wrote that, and the
 /// words go to a terminal: so many bytes and no control characters.
-fn read_words(path: &Path) -> String {
+fn words_of(file: &File) -> String {
     let mut bytes = Vec::new();
     // What cannot be read was not said.
-    let _ = File::open(path).and_then(|file| file.take(WORDS_LEN_MAX).read_to_end(&mut bytes));
+    let _ = file.take(WORDS_LEN_MAX).read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes);
     let text = text.trim();
     text.chars()

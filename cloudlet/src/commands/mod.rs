@@ -66,6 +66,7 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Balloon(args) => vm::balloon(&context, args)?,
         Command::Pause(vm) => vm::change(&context, &vm.name, &Request::Pause { lease: false })?,
         Command::Resume(vm) => vm::change(&context, &vm.name, &Request::Resume)?,
+        Command::Shutdown(args) => vm::shutdown(&context, args)?,
         Command::Stop(vm) => vm::stop(&context, &vm.name)?,
         Command::Console(vm) => console::console(&context, &vm.name)?,
         Command::Exec(args) => return Ok(exec::exec(&context, args)),

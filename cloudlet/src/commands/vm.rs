@@ -1,16 +1,17 @@
-//! `ps`, `status`, `balloon`, `pause`, `resume`, `stop`, `sync`.
+//! `ps`, `status`, `balloon`, `pause`, `resume`, `shutdown`, `stop`, `sync`.
 
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cloudlet::control::{Client, Error, Request};
-use cloudlet::launch::read_report;
+use cloudlet::launch::{read_report, report_of};
 use cloudlet::registry::{self, VmDir};
 use serde_json::{Value, json};
 
 use super::Host;
 use super::output::{megabytes, table, text_of};
-use crate::cli::Balloon;
+use crate::cli::{Balloon, Shutdown};
 
 /// How long a VM may take to answer `ps`.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -130,6 +131,27 @@ pub(super) fn sync(host: &Host, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Asks the guest to shut down and waits for the VM's end, which is to be a power-off.
+pub(super) fn shutdown(host: &Host, args: &Shutdown) -> Result<()> {
+    let (name, dir) = (&args.name, host.find(&args.name)?);
+    // Opened now: whoever the VM is attached to may remove its directory before we look.
+    let report = File::open(dir.report()).context("cannot read the VM's report")?;
+    host.ask(name, &Request::PowerButton)?;
+    let limit = Duration::from_secs(args.timeout);
+    if !ends_within(&dir, limit) {
+        bail!(
+            "{name} has not shut down within {limit:?} and runs on (`cloudlet stop` ends it at once)"
+        );
+    }
+    // A VM that was powered off leaves no report.
+    if let Some(report) = report_of(&report) {
+        bail!("{name} has ended, but not by a power-off: {report}");
+    }
+    host.output
+        .result(&json!({ "name": name, "state": "shut down" }), String::new);
+    Ok(())
+}
+
 /// Ends a VM; one that has ended is forgotten.
 pub(super) fn stop(host: &Host, name: &str) -> Result<()> {
     stop_quietly(&host.find(name)?)?;
@@ -153,15 +175,22 @@ pub(super) fn stop_quietly(dir: &VmDir) -> Result<()> {
 }
 
 fn wait_ended(dir: &VmDir) -> Result<()> {
+    if !ends_within(dir, STOP_TIMEOUT) {
+        bail!(
+            "{} does not end: kill its process (`cloudlet ps` shows its pid)",
+            dir.name
+        );
+    }
+    Ok(())
+}
+
+fn ends_within(dir: &VmDir, limit: Duration) -> bool {
     let start = Instant::now();
     while dir.is_alive() {
-        if start.elapsed() > STOP_TIMEOUT {
-            bail!(
-                "{} does not end: kill its process (`cloudlet ps` shows its pid)",
-                dir.name
-            );
+        if start.elapsed() > limit {
+            return false;
         }
         std::thread::sleep(STOP_POLL);
     }
-    Ok(())
+    true
 }

@@ -244,6 +244,12 @@ impl Ops {
                 self.leases.clear();
                 machine.resume()?;
             }
+            Request::PowerButton => {
+                if !machine.is_running() {
+                    return Err("the VM is paused: its guest cannot shut down".into());
+                }
+                machine.press_power_button()?;
+            }
             Request::Stop => self.stop = true,
             Request::Snapshot { dir } => {
                 let about = &self.about;

@@ -5,6 +5,7 @@
 //! | `features.rs` | names of CPUID bits, the psABI levels as masks |
 //! | `cpuid.rs` | the guest's CPUID table, baselines, the check at restore |
 //! | `msrs.rs` | model-specific registers |
+//! | `tsc.rs` | the time stamp counter's frequency and offset |
 //! | `state.rs` | everything a vCPU is, saved and restored |
 //! | `kick.rs` | the signal that gets a thread out of the guest |
 //! | `run.rs` | one entry into the guest and what to do with its exit |
@@ -17,6 +18,7 @@ pub mod msrs;
 mod run;
 pub mod state;
 pub mod thread;
+pub mod tsc;
 
 use std::time::Duration;
 

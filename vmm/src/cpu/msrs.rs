@@ -112,6 +112,15 @@ fn refusal_is_harmless(index: u32) -> bool {
     )
 }
 
+/// The saved deadline of the LAPIC's timer, if it is armed.
+#[must_use]
+pub fn deadline(saved: &[Msr]) -> Option<Msr> {
+    saved
+        .iter()
+        .find(|msr| msr.index == TSC_DEADLINE && msr.value != 0)
+        .copied()
+}
+
 /// Read all of `indices` that this host is willing to read.
 ///
 /// # Errors

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
 use super::msrs::{self, Msr};
+use super::tsc::{self, Frequency};
 use super::{CpuError, cpuid};
 
 use ioctls::{KVM_GET_SREGS2, KVM_SET_SREGS2};
@@ -41,10 +42,6 @@ const XSAVE_BYTES_MIN: usize = 4096;
 
 /// Largest XSAVE area that is believed: AMX needs 11 KiB, this leaves room.
 const XSAVE_BYTES_MAX: usize = 64 << 10;
-
-/// A host whose TSC differs by less than this share (in parts per million) is taken as equal: NTP
-/// corrects more than that, and KVM itself uses the same bound (`tsc_tolerance_ppm`).
-const TSC_TOLERANCE_PPM: u64 = 250;
 
 /// What of KVM the saving and restoring of vCPUs depends on, asked for once a VM.
 #[derive(Debug, Clone)]
@@ -120,6 +117,8 @@ pub struct VcpuState {
     pub cpuid: Vec<kvm_cpuid_entry2>,
     /// TSC frequency that the guest was told, in kHz.
     pub tsc_khz: u32,
+    /// What is added to the host's TSC, where the host tells it and does not scale.
+    pub tsc_offset: Option<u64>,
     /// Running, halted, waiting for SIPI...
     pub mp_state: kvm_mp_state,
     /// General registers.
@@ -152,7 +151,7 @@ impl VcpuState {
         cpu: u8,
         caps: &VcpuCaps,
         cpuid: &[kvm_cpuid_entry2],
-        tsc_khz: u32,
+        tsc: Frequency,
     ) -> Result<VcpuState, CpuError> {
         let kvm = |call| move |source| CpuError::Kvm { call, cpu, source };
         let mp_state = vcpu.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?;
@@ -183,9 +182,13 @@ impl VcpuState {
             .vcpu_events
             .then(|| vcpu.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS")))
             .transpose()?;
+        let tsc_offset = (!tsc.is_scaled && tsc::has_offset(vcpu))
+            .then(|| tsc::offset(vcpu, cpu))
+            .transpose()?;
         Ok(VcpuState {
             cpuid: cpuid.to_vec(),
-            tsc_khz,
+            tsc_khz: tsc.khz,
+            tsc_offset,
             mp_state,
             regs,
             sregs,
@@ -199,13 +202,14 @@ impl VcpuState {
         })
     }
 
-    /// Write everything into a new vCPU.
+    /// Write everything into a new vCPU. The counter goes on from its saved value; the offset is
+    /// for whoever knows how much time has passed.
     ///
     /// # Errors
     /// The call that KVM refused, or what of the state does not fit this host.
-    pub fn restore(&self, vcpu: &VcpuFd, cpu: u8, caps: &VcpuCaps) -> Result<(), CpuError> {
+    pub fn restore(&self, vcpu: &VcpuFd, cpu: u8, caps: &VcpuCaps) -> Result<Frequency, CpuError> {
         let kvm = |call| move |source| CpuError::Kvm { call, cpu, source };
-        set_tsc_khz(vcpu, cpu, caps, self.tsc_khz)?;
+        let tsc = tsc::set_frequency(vcpu, cpu, caps.tsc_control, self.tsc_khz)?;
         vcpu.set_cpuid2(&cpuid::to_kvm(&self.cpuid)?)
             .map_err(kvm("KVM_SET_CPUID2"))?;
         self.restore_sregs(vcpu, cpu, caps)?;
@@ -235,7 +239,7 @@ impl VcpuState {
             vcpu.set_vcpu_events(events)
                 .map_err(kvm("KVM_SET_VCPU_EVENTS"))?;
         }
-        Ok(())
+        Ok(tsc)
     }
 
     fn restore_sregs(&self, vcpu: &VcpuFd, cpu: u8, caps: &VcpuCaps) -> Result<(), CpuError> {
@@ -269,30 +273,6 @@ fn absent(cpu: u8, what: &str) -> CpuError {
         cpu,
         why: format!("it has {what}, which this host's KVM cannot set"),
     }
-}
-
-/// Give the vCPU the TSC frequency that the guest was told, if it is not the host's already.
-fn set_tsc_khz(vcpu: &VcpuFd, cpu: u8, caps: &VcpuCaps, saved: u32) -> Result<(), CpuError> {
-    let host = vcpu.get_tsc_khz().map_err(|source| CpuError::Kvm {
-        call: "KVM_GET_TSC_KHZ",
-        cpu,
-        source,
-    })?;
-    let tolerance = u64::from(saved) * TSC_TOLERANCE_PPM / 1_000_000;
-    if u64::from(host.abs_diff(saved)) <= tolerance {
-        return Ok(());
-    }
-    if !caps.tsc_control {
-        let why = format!(
-            "its TSC runs at {saved} kHz, this host's at {host} kHz, and this host cannot scale it"
-        );
-        return Err(CpuError::State { cpu, why });
-    }
-    vcpu.set_tsc_khz(saved).map_err(|source| CpuError::Kvm {
-        call: "KVM_SET_TSC_KHZ",
-        cpu,
-        source,
-    })
 }
 
 fn get_pdptrs(vcpu: &VcpuFd, cpu: u8) -> Result<Pdptrs, CpuError> {

@@ -28,6 +28,7 @@ use super::CpuError;
 use super::kick::{KickFlag, install_handler, kick_signal};
 use super::run::{Step, Surroundings, step};
 use super::state::{VcpuCaps, VcpuState};
+use super::tsc::Frequency;
 use crate::bus::Bus;
 use crate::exit::ExitReason;
 use crate::machine::GenerationId;
@@ -68,8 +69,8 @@ pub struct Vcpu {
     pub fd: VcpuFd,
     /// What the guest was told.
     pub cpuid: Vec<kvm_cpuid_entry2>,
-    /// TSC frequency that the guest was told, in kHz.
-    pub tsc_khz: u32,
+    /// How fast its time stamp counter runs.
+    pub tsc: Frequency,
 }
 
 /// What all vCPUs of a machine share.
@@ -400,7 +401,7 @@ impl Runner<'_> {
                 cpu,
                 &self.shared.caps,
                 &self.vcpu.cpuid,
-                self.vcpu.tsc_khz,
+                self.vcpu.tsc,
             ),
             State::Running => Err(CpuError::WrongState {
                 cpu,

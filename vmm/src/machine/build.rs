@@ -18,6 +18,7 @@ use crate::cpu::cpuid::{HostCpuid, for_vcpu, to_kvm};
 use crate::cpu::msrs::{self, Msr};
 use crate::cpu::state::{VcpuCaps, VcpuState};
 use crate::cpu::thread::{Shared, Vcpu};
+use crate::cpu::tsc;
 use crate::memory::Ram;
 
 /// `IA32_MTRR_DEF_TYPE`: ranges enabled, memory is write-back where no range says otherwise, as
@@ -138,20 +139,21 @@ impl Machine {
         }
         let caps = VcpuCaps::read(&site.kvm, &site.vm)?;
         let mut vcpus = Vec::new();
-        for (id, state) in (0u8..).zip(saved.vcpus) {
+        for (id, state) in (0u8..).zip(&saved.vcpus) {
             let fd = site
                 .vm
                 .create_vcpu(id.into())
                 .map_err(kvm_error("KVM_CREATE_VCPU"))?;
-            state.restore(&fd, id, &caps)?;
+            let tsc = state.restore(&fd, id, &caps)?;
             vcpus.push(Vcpu {
                 id,
                 fd,
-                cpuid: state.cpuid,
-                tsc_khz: state.tsc_khz,
+                cpuid: state.cpuid.clone(),
+                tsc,
             });
         }
         saved.vm.restore(&site.vm)?;
+        saved.vm.clock.go_on(&site.vm, &vcpus, &saved.vcpus)?;
         let devices = Devices::restore(&saved.devices, &saved.config, &ram, backends, &site.inbox)?;
         devices.connect(&site.vm)?;
         if let Some(events) = devices.events() {
@@ -219,10 +221,10 @@ fn boot_vcpus(
             .vm
             .create_vcpu(id.into())
             .map_err(error("KVM_CREATE_VCPU"))?;
-        let tsc_khz = fd.get_tsc_khz().map_err(error("KVM_GET_TSC_KHZ"))?;
+        let tsc = tsc::host_frequency(&fd, id)?;
         let template = match &template {
             Some(template) => template,
-            None => template.insert(site.host_cpuid.template(config.cpu_model, tsc_khz)?),
+            None => template.insert(site.host_cpuid.template(config.cpu_model, tsc.khz)?),
         };
         let cpuid = for_vcpu(template, id, config.cpus);
         fd.set_cpuid2(&to_kvm(&cpuid)?)
@@ -235,12 +237,7 @@ fn boot_vcpus(
             fd.set_sregs(&sregs).map_err(error("KVM_SET_SREGS"))?;
             fd.set_regs(&entry.regs).map_err(error("KVM_SET_REGS"))?;
         }
-        vcpus.push(Vcpu {
-            id,
-            fd,
-            cpuid,
-            tsc_khz,
-        });
+        vcpus.push(Vcpu { id, fd, cpuid, tsc });
     }
     Ok(vcpus)
 }

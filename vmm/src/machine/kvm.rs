@@ -3,13 +3,14 @@
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::MachineError;
 use super::acpi::GenerationId;
+use super::clock::Clock;
 use crate::memory::Ram;
 
 /// Where KVM on Intel puts the task state segment that it needs for real mode: three pages below
@@ -110,8 +111,7 @@ pub(super) struct VmState {
     pic_slave: kvm_irqchip,
     ioapic: kvm_irqchip,
     pit: kvm_pit_state2,
-    /// kvmclock in ns.
-    clock: u64,
+    pub(super) clock: Clock,
 }
 
 impl VmState {
@@ -131,12 +131,12 @@ impl VmState {
             pic_slave: chip(KVM_IRQCHIP_PIC_SLAVE)?,
             ioapic: chip(KVM_IRQCHIP_IOAPIC)?,
             pit: vm.get_pit2().map_err(kvm_error("KVM_GET_PIT2"))?,
-            clock: vm.get_clock().map_err(kvm_error("KVM_GET_CLOCK"))?.clock,
+            clock: Clock::read(vm)?,
         })
     }
 
-    /// Write it into a new VM whose vCPUs have their LAPICs already: the IOAPIC hands them what
-    /// is pending. The guest's clock goes on from where it was saved.
+    /// Write all but the clock into a new VM whose vCPUs have their LAPICs already: the IOAPIC hands them what
+    /// is pending.
     pub(super) fn restore(&self, vm: &VmFd) -> Result<(), MachineError> {
         let chips = [
             (&self.pic_master, KVM_IRQCHIP_PIC_MASTER),
@@ -152,11 +152,6 @@ impl VmState {
             }
             vm.set_irqchip(chip).map_err(kvm_error("KVM_SET_IRQCHIP"))?;
         }
-        vm.set_pit2(&self.pit).map_err(kvm_error("KVM_SET_PIT2"))?;
-        let clock = kvm_clock_data {
-            clock: self.clock,
-            ..Default::default()
-        };
-        vm.set_clock(&clock).map_err(kvm_error("KVM_SET_CLOCK"))
+        vm.set_pit2(&self.pit).map_err(kvm_error("KVM_SET_PIT2"))
     }
 }

@@ -4,7 +4,8 @@
 //! | file | what |
 //! | --- | --- |
 //! | `build.rs` | `boot` and `restore`: putting a machine together |
-//! | `kvm.rs` | the VM as KVM knows it, and the state of interrupt controllers, timer and clock |
+//! | `kvm.rs` | the VM as KVM knows it, and the state of interrupt controllers and timer |
+//! | `clock.rs` | the guest's clocks over a save |
 //! | `devices.rs` | which devices there are, where they sit, how they are wired |
 //! | `acpi.rs` | what the host can tell an ACPI guest: the power button, the generation id |
 //! | `hints.rs` | pausing without the pages that the guest does not use |
@@ -19,6 +20,7 @@
 
 mod acpi;
 mod build;
+mod clock;
 mod devices;
 mod error;
 mod handle;
