@@ -62,6 +62,20 @@ impl Target {
         Ok(())
     }
 
+    /// Whether nothing that the segment `id` would bring is missing: the guest has discarded it all.
+    pub fn is_given_up(&self, id: SegmentId) -> bool {
+        let Some(placer) = self.placer.as_ref().filter(|_| !self.disks_only) else {
+            return false;
+        };
+        let is_there = |(first, pages): (PageAt, usize)| {
+            first.space == Space::Memory
+                && (first.page..)
+                    .take(pages)
+                    .all(|page| placer.is_placed(RamPage(page)))
+        };
+        self.index.segment_runs(id).all(is_there)
+    }
+
     /// Verifies and decodes the segment `id`, and hands its pages out.
     pub fn decode(
         &self,

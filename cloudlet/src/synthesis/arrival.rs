@@ -151,11 +151,16 @@ impl Arrival {
         Ok(ArrivalThreads(threads))
     }
 
-    /// The fetch thread of the stream: every segment that nobody has asked for, in order.
+    /// The fetch thread of the stream: every segment that nobody has asked for and that the guest
+    /// has not given up, in order.
     fn bring_all(&self, mut stream: Stream) -> Result<(), Error> {
         for (number, segment) in (0..).zip(self.target.index.segments()) {
             let id = SegmentId(number);
             if !self.table.claim(id) {
+                continue;
+            }
+            if self.target.is_given_up(id) {
+                self.table.applied(id);
                 continue;
             }
             stream.seek_to(segment.offset);

@@ -1,9 +1,11 @@
-//! The memory balloon with Linux' driver: memory goes and comes back.
+//! The memory balloon with Linux' driver: memory goes and comes back, and what the guest does not
+//! use is in neither the host's memory nor snapshots nor overlays.
 //!
 //! The guests run a shell on their console, which is told what to do; the words that a case waits for
 //! are put together by the shell, so that the echo of a command is not taken for them.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use super::{Case, Needs};
 use crate::failure::{Failure, Outcome};
 use crate::host::Host;
 use crate::linux::LinuxGuest;
-use crate::{ensure, ensure_eq};
+use crate::{ensure, ensure_eq, process};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -25,6 +27,21 @@ pub(super) const CASES: &[Case] = &[
         name: "balloon_deflates_before_the_guest_runs_out_of_memory",
         run: out_of_memory,
         needs: Needs::linux(&["6.1"]),
+    },
+    Case {
+        name: "balloon_reports_leave_the_hosts_memory_and_snapshots",
+        run: reports,
+        needs: Needs::linux(&["6.1"]).within(90),
+    },
+    Case {
+        name: "balloon_hints_leave_overlays",
+        run: hints,
+        needs: Needs::linux(&["6.1"]).within(120),
+    },
+    Case {
+        name: "balloon_reports_spare_the_transfer",
+        run: given_up,
+        needs: Needs::linux(&["6.1"]).within(120),
     },
 ];
 
@@ -39,10 +56,9 @@ const SHELL: &str = "
 const PATIENCE: Duration = Duration::from_secs(20);
 const MIB: u64 = 1 << 20;
 
-fn boot(host: &Host, memory_mib: &str) -> Outcome {
+fn boot(host: &Host, memory_mib: &str) -> Outcome<u32> {
     let guest = LinuxGuest::new(host, "6.1", MODULES, SHELL)?;
-    guest.boot(host, "vm", &["--memory", memory_mib])?;
-    Ok(())
+    guest.boot(host, "vm", &["--memory", memory_mib])
 }
 
 /// Gives the shell in `vm` a line, and waits until it is carried out.
@@ -147,5 +163,105 @@ fn out_of_memory(host: &Host) -> Outcome {
     await_balloon(host, "actual_mib", |mib| mib > 110)?;
     let line = "test $(wc -c </m/big) = 75497472 && ! dmesg | grep -q 'Killed process'";
     tell_ok(host, "vm", line)?;
+    Ok(())
+}
+
+/// The guest makes work for the memory management while `keep` stays as it is.
+const CHURN: &str = "for i in 1 2 3 4; do yes $i | head -c 40000000 >/m/churn; sleep 1; rm /m/churn; \
+                     sleep 2; md5sum -c /m/sum >/dev/null || break; done; md5sum -c /m/sum";
+
+fn reports(host: &Host) -> Outcome {
+    let pid = boot(host, "256")?;
+    tell_ok(
+        host,
+        "vm",
+        "head -c 16000000 /dev/urandom >/m/keep; md5sum /m/keep >/m/sum",
+    )?;
+    tell_ok(host, "vm", &write_file("big", 96))?;
+    let full = process::memory_kib(pid, "Rss")?;
+    let reported = number(&balloon(host)?, "reported_bytes")?;
+    tell_ok(host, "vm", "rm /m/big")?;
+    await_balloon(host, "reported_bytes", |now| now > reported + 80 * MIB)?;
+    let now = process::memory_kib(pid, "Rss")?;
+    ensure!(now + 80 * 1024 < full, "{full} KiB before, {now} KiB after");
+    tell_ok(host, "vm", CHURN)?;
+    let dir = host.path("snapshot");
+    host.ok(&["snapshot", "vm", &dir.to_string_lossy()])?;
+    let image_bytes = dir.join("memory").metadata()?.blocks() * 512;
+    println!("reports: Rss {full} KiB before, {now} KiB after; image {image_bytes} bytes");
+    ensure!(image_bytes < 128 * MIB, "the image has {image_bytes} bytes");
+    host.ok(&["stop", "vm"])?;
+
+    host.ok(&["restore", &dir.to_string_lossy(), "--name", "again"])?;
+    tell_ok(host, "again", "md5sum -c /m/sum")?;
+    tell_ok(host, "again", CHURN)?;
+    Ok(())
+}
+
+fn hints(host: &Host) -> Outcome {
+    boot(host, "256")?;
+    tell_ok(
+        host,
+        "vm",
+        "head -c 16000000 /dev/urandom >/m/keep; md5sum /m/keep >/m/sum",
+    )?;
+    host.ok(&["base", "create", "linux", "--from", "vm"])?;
+    host.ok(&["stop", "vm"])?;
+    host.ok(&["restore", "linux", "--name", "vm"])?;
+    tell_ok(
+        host,
+        "vm",
+        "head -c 4000000 /dev/urandom >/m/more; md5sum /m/more >>/m/sum",
+    )?;
+    tell_ok(host, "vm", &write_file("big", 96))?;
+    // At once: what was freed a moment ago has not been reported yet.
+    tell_ok(host, "vm", "rm /m/big")?;
+    let out = host.path("vm.overlay");
+    let out = out.to_string_lossy();
+    let made = host.json(&["overlay", "create", &out, "--from", "vm"])?;
+    println!("hints: {made}");
+    ensure!(number(&made, "hinted_pages")? * 4096 > 64 * MIB, "{made}");
+    let literal = number(&made, "literal_pages")? * 4096;
+    ensure!(
+        literal < 48 * MIB,
+        "{} MiB in the overlay: {made}",
+        literal / MIB
+    );
+    tell_ok(host, "vm", "md5sum -c /m/sum")?;
+    host.ok(&["stop", "vm"])?;
+
+    host.ok(&["synthesize", &out, "--name", "vm", "--wait"])?;
+    tell_ok(host, "vm", "md5sum -c /m/sum")?;
+    tell_ok(host, "vm", CHURN)?;
+    Ok(())
+}
+
+/// What the guest frees while its overlay is on the way need not come any more.
+fn given_up(host: &Host) -> Outcome {
+    boot(host, "192")?;
+    host.ok(&["base", "create", "linux", "--from", "vm"])?;
+    host.ok(&["stop", "vm"])?;
+    host.ok(&["restore", "linux", "--name", "vm"])?;
+    let files = "head -c 48000000 /dev/urandom >/m/big; head -c 2000000 /dev/urandom >/m/keep";
+    tell_ok(host, "vm", &format!("{files}; md5sum /m/keep >/m/sum"))?;
+    let out = host.path("vm.overlay");
+    let out = out.to_string_lossy();
+    host.ok(&["overlay", "create", &out, "--from", "vm"])?;
+    host.ok(&["stop", "vm"])?;
+
+    host.ok(&["synthesize", &out, "--name", "vm", "--rate", "4"])?;
+    tell_ok(host, "vm", "rm /m/big")?;
+    let limit = Duration::from_secs(60);
+    let status = host.wait_until("the end of the transfer", limit, || {
+        let status = host.status("vm").ok()?;
+        (status["synthesis"]["complete"] == true).then_some(status)
+    })?;
+    let figure = |name| number(&status["synthesis"], name);
+    let came = figure("stream_bytes")? + figure("demand_bytes")?;
+    let total = figure("total_bytes")?;
+    println!("given up: {came} of {total} bytes came");
+    ensure!(came + 24_000_000 < total, "{came} of {total} bytes came");
+    tell_ok(host, "vm", "md5sum -c /m/sum")?;
+    tell_ok(host, "vm", CHURN)?;
     Ok(())
 }

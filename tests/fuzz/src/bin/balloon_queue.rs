@@ -74,7 +74,11 @@ fuzz_target!(|data: &[u8]| {
                 let len = u32::from_le_bytes(input.array());
                 let room = u32::try_from(LAST * PAGE_BYTES - start).unwrap();
                 // Now and then one that leads out of RAM.
-                let len = if ranges < 0xf0 { len % (room + 1) } else { len };
+                let len = if ranges < 0xf0 {
+                    len % (room + 1)
+                } else {
+                    len | 1 << 31
+                };
                 chain.push((start, len, true));
             }
             match wish % 8 {
