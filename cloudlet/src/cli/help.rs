@@ -1,0 +1,146 @@
+//! What stands under the options of `--help`: exit codes, explanations, examples.
+
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the command failed; the message says why
+  2    the command line was wrong
+  10+  the VM ended by itself: see `cloudlet run --help`";
+
+pub(super) const RUN_HELP: &str = "\
+Without --kernel the embedded guest boots. The disks' images are never written to: what the guest
+writes goes to a copy-on-write layer that a snapshot or an overlay keeps, and that is gone with the
+VM unless layer=FILE names it.
+
+Options of --disk:
+  ro           the guest may not write
+  format=KIND  what the image is: raw or qcow2. Without, a name that ends with .qcow2 is one, all
+               others are raw; a raw one that looks like qcow2 is refused. A qcow2 image must not
+               refer to other files (`qemu-img convert` puts them into one)
+  serial=TEXT  the disk's serial number (Linux shows /dev/disk/by-id/virtio-TEXT)
+  layer=FILE   keep what the guest writes in FILE, which is made if it is not there; a later run
+               with the same image goes on with it. What the guest has flushed survives a crash
+  bandwidth=MIB, iops=N
+               limits: MiB and requests a second, with a second's worth saved up. They are this
+               host's: a restored VM has those of its own command line
+A comma in a file's name is written twice.
+
+Attached (without --detach) the terminal is the guest's serial console, and the VM ends with this
+command; Ctrl-] ends both.
+
+Exit codes when the VM ended by itself:
+  0   power-off by the guest, or stopped   10  reset by the guest
+  11  triple fault                         12  KVM internal error
+  13  KVM refused to enter the guest       14  an exit of KVM without use here
+  15  the host failed the VM               159 seccomp violation
+
+Examples:
+  cloudlet run
+  cloudlet run --image deb
+  cloudlet run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0' --memory 512 --cpus 2
+  cloudlet run --kernel app.elf --disk data.img,ro --name web --detach
+  cloudlet run --kernel vmlinuz --disk debian.qcow2,layer=debian.layer --cmdline 'root=/dev/vda1'
+  cloudlet run --disk root.img,layer=root.layer,serial=root --disk empty:512
+  cloudlet run --kernel vmlinuz --net user --publish 8080:80
+  cloudlet run --kernel vmlinuz --net tap=tap0,mac=02:00:00:00:00:01,bandwidth=100";
+
+pub(super) const IMAGE_BUILD_HELP: &str = "\
+The image is a directory with vmlinuz, initrd.img, root.ext4 and manifest.json. It is made of the
+distribution's packages alone, which come from where this machine's apt gets them; the same versions
+give the same bytes. It needs mmdebstrap, and root or unprivileged user namespaces. DIR must not
+exist, and appears whole or not at all.
+
+Examples:
+  cloudlet image build debian deb
+  cloudlet image build debian py --include python3-minimal,python3-numpy --size 4096";
+
+pub(super) const BALLOON_HELP: &str = "\
+A guest with a balloon driver (Linux: virtio_balloon) gives memory above the target back to the host,
+takes it back rather than run out of memory, and reports what it does not use without being asked.
+Snapshots and overlays of a running VM leave its free memory out; a paused guest cannot be asked, so
+make them while it runs.
+
+Examples:
+  cloudlet balloon web
+  cloudlet balloon web --target 256";
+
+pub(super) const IMAGE_IMPORT_HELP: &str = "\
+Nothing is extracted on this machine: owners, device nodes and links go into the file system only,
+and it takes no root. An archive may be compressed by gzip or zstd. Of an OCI image (`skopeo copy
+docker://IMAGE oci:DIR`) the hashes are checked, layers are applied in order, and its process is
+started with the image's environment, directory and user once the guest is up.
+
+Without options kernel and initial RAM disk are those of the root file system's /boot, and its own
+init runs. With --kernel-from they are Debian's, with an init that needs nothing of the root file system.
+
+Examples:
+  cloudlet image import rootfs.tar.gz alpine --kernel-from deb
+  cloudlet image import oci-dir web --kernel-from deb --size 4096";
+
+pub(super) const RESTORE_HELP: &str = "\
+SOURCE is a snapshot directory, or the tag or id of a base VM. The VMs run in the background, share
+the pages they do not change, and get names of their own. Network cards keep their addresses; those
+that no --net connects have their link down. A card that was on an interface stays on one: its
+driver has agreed to what `user` cannot do.
+
+Examples:
+  cloudlet restore /var/tmp/web-1 --name web
+  cloudlet restore unikernel --name dev
+  cloudlet restore /var/tmp/web-1 --clones 8
+  cloudlet restore /var/tmp/web-1 --net tap=tap1";
+
+pub(super) const SYNTHESIZE_HELP: &str = "\
+The base VM that the overlay names must be in the store (`cloudlet base ls`). The VM runs as soon as
+its machine state is there; pages that are missing are fetched as they are touched, and the command
+returns when the VM runs (--wait: when the overlay is complete).
+
+Examples:
+  cloudlet synthesize fluid.overlay --name fluid
+  cloudlet synthesize https://cloudlet.example/fluid.overlay --rate 38 --wait
+  cloudlet synthesize http://10.0.0.2:8080/fluid.overlay --no-early-start";
+
+pub(super) const EXEC_HELP: &str = "\
+Needs the agent in the guest. The command's standard input, output and error are those of this one;
+SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to its process group, which ends when this command
+ends. It runs as the agent's user (root) with a small environment, in the root directory.
+
+Exit codes:
+  the command's own, or 128 and its signal
+  125  this command failed; the message says why
+  126  the command cannot be run
+  127  there is no such command
+
+Examples:
+  cloudlet exec web -- uname -a
+  cloudlet exec web --cwd /srv --env DEBUG=1 -- ./server --port 80
+  cloudlet exec -t web -- bash
+  tar c dir | cloudlet exec web -- tar x -C /srv";
+
+pub(super) const CP_HELP: &str = "\
+One of the two is in the guest, as VM:PATH, and needs the agent there; a path on the host with a colon
+in it is written ./a:b. A directory is copied with all that is in it. If DST is a directory, the copy
+is made in it; otherwise it gets that name. DIR/. stands for what is in DIR.
+
+Modes and times of change are kept (from a guest without set-user-ID and such), owners are not, links
+are copied as links, devices and sockets are left out. A file appears under its name when it is whole.
+
+Examples:
+  cloudlet cp server.conf web:/etc/
+  cloudlet cp web:/var/log ./logs
+  cloudlet cp site/. web:/srv/www";
+
+pub(super) const SYNC_HELP: &str = "\
+What the guest has deleted, and what it only caches, need not be in a snapshot or an overlay. Needs the
+agent in the guest.
+
+Example:
+  cloudlet sync web && cloudlet snapshot web /var/tmp/web-1";
+
+pub(super) const CALL_HELP: &str = "\
+Requests of `fluid`:   frame TANK [WIDTH HEIGHT] | poke TANK X Y FORCE | stats
+Requests of `object`:  recognise (with --attach IMAGE or --sample N) | stats
+Any application:       verify
+
+Examples:
+  cloudlet call dev frame 3 --save frame.png
+  cloudlet call dev recognise --sample 12";
