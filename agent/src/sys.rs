@@ -1,4 +1,4 @@
-//! The calls that need `unsafe`: vsock addresses, trimming, and a terminal for a child.
+//! The calls that need `unsafe`: vsock addresses, trimming, a terminal for a child, and what signals do.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -59,8 +59,12 @@ pub(crate) fn listen(port: u32, backlog: i32) -> io::Result<OwnedFd> {
 /// may have fewer rights than the agent.
 pub(crate) fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     let (socket, address) = rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC)?;
-    let from_host = address.is_some_and(|address| cid_of(&address) == Some(CID_HOST));
+    let from_host = address.is_some_and(|address| is_host(&address));
     Ok(from_host.then_some(socket))
+}
+
+fn is_host(address: &SocketAddrAny) -> bool {
+    cid_of(address) == Some(CID_HOST)
 }
 
 fn cid_of(address: &SocketAddrAny) -> Option<u32> {
@@ -97,6 +101,19 @@ pub(crate) fn trim(file: impl AsFd) -> io::Result<u64> {
     Ok(range.length)
 }
 
+/// Has every signal do what it does by default, for the sake of the commands: a shell that starts the
+/// agent in the background has it ignore the terminal's signals, and children inherit that. Those of
+/// the standard library stay: it sees to its children.
+pub(crate) fn reset_signals() {
+    for signal in 1..32 {
+        if ![libc::SIGPIPE, libc::SIGSEGV, libc::SIGBUS].contains(&signal) {
+            // SAFETY: the call takes no memory, and nobody in this program relies on a handler of these
+            // signals. Where one cannot be changed, nothing happens.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+}
+
 /// Has the child that `command` makes lead a session of its own, with the terminal that its standard
 /// input is.
 pub(crate) fn lead_session_on_terminal(command: &mut Command) {
@@ -108,4 +125,27 @@ pub(crate) fn lead_session_on_terminal(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec, and makes two system calls and nothing else: no
     // allocation, no lock.
     unsafe { command.pre_exec(prepare) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_hosts_context_id_is_the_host() {
+        let from = |cid| VsockAddress {
+            family: AddressFamily::VSOCK.as_raw(),
+            reserved: 0,
+            port: 2,
+            cid,
+            zero: [0; 4],
+        };
+        assert!(is_host(&from(CID_HOST).as_any()));
+        // Nobody (a hypervisor of old), the guest itself by its loopback, a guest, anybody.
+        for cid in [0, 1, 3, CID_ANY] {
+            assert!(!is_host(&from(cid).as_any()), "{cid}");
+        }
+        let internet: std::net::SocketAddr = ([2, 0, 0, 2], 2).into();
+        assert!(!is_host(&internet.as_any()));
+    }
 }

@@ -56,6 +56,17 @@ impl LinuxGuest {
     /// A guest with Debian's kernel `kernel` (a name of `tests/linux/pack`), which loads `modules`
     /// and runs `script`.
     pub fn new(host: &Host, kernel: &str, modules: &[&str], script: &str) -> Outcome<Self> {
+        Self::with_programs(host, kernel, modules, script, &[])
+    }
+
+    /// As [`LinuxGuest::new`], with `programs` (names and contents) in `/case`.
+    pub fn with_programs(
+        host: &Host,
+        kernel: &str,
+        modules: &[&str],
+        script: &str,
+        programs: &[(&str, &[u8])],
+    ) -> Outcome<Self> {
         let dir = dir(kernel)?;
         let mut archive = fs::read(dir.join("initramfs"))?;
         let modules = format!("{}\n", modules.join(" "));
@@ -63,10 +74,13 @@ impl LinuxGuest {
             ("case", 0o40755, ""),
             ("case/modules", 0o100_644, modules.as_str()),
             ("case/script", 0o100_644, script),
-            ("TRAILER!!!", 0, ""),
         ] {
             add_entry(&mut archive, name, mode, content.as_bytes())?;
         }
+        for (name, content) in programs {
+            add_entry(&mut archive, &format!("case/{name}"), 0o100_755, content)?;
+        }
+        add_entry(&mut archive, "TRAILER!!!", 0, b"")?;
         let initramfs = (0..)
             .map(|number| host.path(format!("initramfs-{number}")))
             .find(|path| !path.exists())

@@ -99,6 +99,8 @@ struct Ready {
 impl Session<'_> {
     /// Relays until the command has ended and its output is through.
     fn relay(mut self) -> Result<ExitStatus, Error> {
+        // What came along with the request is here already.
+        self.handle_requests()?;
         loop {
             let ready = self.wait()?;
             if ready.requests {

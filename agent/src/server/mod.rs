@@ -137,11 +137,12 @@ fn listen_on_vsock(port: u32) -> OwnedFd {
     }
 }
 
-/// Serves for ever.
+/// Serves for ever. Sets what signals do in this process.
 ///
 /// # Errors
 /// When it cannot listen.
 pub fn run(address: &Address) -> Result<Infallible, Error> {
+    sys::reset_signals();
     let listener = Listener::new(address)?;
     let sessions = Arc::new(());
     loop {

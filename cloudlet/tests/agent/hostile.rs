@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use cloudlet::agent::{self, Error};
-use cloudlet_agent::connection::{Incoming, Outgoing};
-use cloudlet_agent::protocol::{End, Exec, Hello, Reply, Request, Stream, WINDOW};
+use cloudlet_agent::connection::{self, Incoming, Outgoing};
+use cloudlet_agent::protocol::{self, End, Exec, Hello, Reply, Request, Stream, WINDOW};
 use cloudlet_agent::tree::{Entry, Meta};
 
 use crate::util::{Agent, listing, shell, streams};
@@ -85,8 +85,10 @@ fn receive(replies: Vec<Reply<'static>>) -> (Result<(), Error>, Vec<String>) {
 #[test]
 fn a_guest_writes_nothing_outside_the_destination() {
     let attack = |entries: Vec<Reply<'static>>| {
-        let mut replies = vec![directory("")];
-        replies.extend(entries);
+        // Were the attack let through, a file would be planted where it leads.
+        let mut replies = [vec![directory("")], entries].concat();
+        replies.extend(file("planted"));
+        replies.extend([UP, UP, UP]);
         let (result, left) = receive(replies);
         assert!(result.is_err(), "{result:?}");
         assert!(
@@ -105,8 +107,9 @@ fn a_guest_writes_nothing_outside_the_destination() {
     // Deeper than directories may be.
     attack(vec![directory("d"); 1000]);
     // A file that never ends.
-    attack(file("f")[..2].to_vec());
     attack([&file("f")[..2], &[directory("d")]].concat());
+    let (result, left) = receive([&[directory("")], &file("f")[..2]].concat());
+    assert!(result.is_err() && left.len() == 1, "{result:?} {left:?}");
 }
 
 #[test]
@@ -152,8 +155,17 @@ fn an_agent_that_sends_too_much_or_nonsense_is_left() {
     let flood = vec![Reply::Output(Stream::Stdout, PIECE); 2 * WINDOW / PIECE.len()];
     let session = thread::spawn(move || agent::exec(liar(flood), &shell("true"), stuck));
     thread::sleep(Duration::from_millis(200));
-    drop(reader);
-    assert!(session.join().unwrap().is_err());
+    std::io::copy(&mut &reader, &mut std::io::sink()).unwrap();
+    let result = session.join().unwrap();
+    assert!(
+        matches!(
+            result,
+            Err(Error::Connection(connection::Error::Protocol(
+                protocol::Error::Window
+            )))
+        ),
+        "{result:?}"
+    );
     assert!(matches!(run(vec![Reply::Done]).0, Err(Error::Unexpected)));
     assert!(run(vec![Reply::Taken(1)]).0.is_err());
     assert!(matches!(run(vec![]).0, Err(Error::Connection(_))));
@@ -193,6 +205,31 @@ fn frames(requests: &[Request<'_>]) -> Vec<u8> {
         request.encode(&mut bytes).unwrap();
     }
     bytes
+}
+
+#[test]
+fn what_comes_along_with_the_request_is_not_forgotten() {
+    let agent = Agent::start();
+    let cat = Request::Exec(Exec {
+        arguments: vec![b"cat"],
+        ..Exec::default()
+    });
+    let all = [
+        Request::Hello(Hello),
+        cat,
+        Request::Stdin(b"input"),
+        Request::StdinEnd,
+    ];
+    let mut stream = agent.connect();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    stream.write_all(&frames(&all)).unwrap();
+    let mut incoming = Incoming::new(stream);
+    assert_eq!(incoming.reply().unwrap(), Reply::Hello(Hello));
+    let output = Reply::Output(Stream::Stdout, b"input");
+    assert_eq!(incoming.reply().unwrap(), output);
+    assert_eq!(incoming.reply().unwrap(), Reply::Exit(End::Code(0), ""));
 }
 
 #[test]

@@ -39,7 +39,10 @@ impl Agent {
         copy.stdin.take().unwrap().write_all(AGENT_ELF).unwrap();
         assert!(copy.wait().unwrap().success());
         fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
-        let child = Command::new(&program)
+        // As a start script's shell may start it: with signals ignored, which commands must not be.
+        let child = Command::new("sh")
+            .args(["-c", "trap '' HUP INT QUIT TERM; exec \"$@\"", "sh"])
+            .arg(&program)
             .arg("--listen")
             .arg(format!("unix:{}", dir.path().join("socket").display()))
             .spawn()
