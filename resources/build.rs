@@ -48,6 +48,7 @@ fn main() {
     for program in &PROGRAMS {
         compile(&root, &out, program);
     }
+    fluid_for_linux(&root, &out);
     for path in ["../Cargo.toml", "../Cargo.lock", "../agent/Cargo.toml"] {
         println!("cargo::rerun-if-changed={path}");
     }
@@ -121,6 +122,17 @@ fn agent(root: &Path, out: &Path) {
     assert!(status.success(), "the agent does not build");
     let built = target_dir.join(TARGET).join("agent/cloudlet-agent");
     fs::copy(built, out.join("cloudlet-agent")).expect("the agent can be copied");
+}
+
+/// The liquid as a program for Linux, static as well.
+fn fluid_for_linux(root: &Path, out: &Path) {
+    let mut command = rustc(root, "bin", "fluid_linux");
+    command
+        .args(["-C", "target-feature=+crt-static"])
+        .arg("guest/fluid/linux.rs")
+        .arg("-o")
+        .arg(out.join("fluid-linux"));
+    run(command, "fluid for Linux");
 }
 
 /// The crate `shared`, which every guest program uses.

@@ -401,6 +401,7 @@ pub(crate) enum Base {
     /// Publish a base VM
     #[command(
         after_help = "Examples:\n  cloudlet base create unikernel --builtin\n  \
+                            cloudlet base create debian --image deb\n  \
                             cloudlet base create debian-12 --from vm1"
     )]
     Create(BaseCreate),
@@ -426,20 +427,28 @@ pub(crate) struct BaseCreate {
     /// The tag to publish it under
     pub(crate) tag: String,
     /// Publish the state of this VM, which goes on running
-    #[arg(long, value_name = "VM", required_unless_present = "builtin")]
+    #[arg(long, value_name = "VM", required_unless_present_any = ["builtin", "image"])]
     pub(crate) from: Option<String>,
+    /// Boot this bootable image and publish it once its agent answers
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["from", "builtin"])]
+    pub(crate) image: Option<PathBuf>,
     /// Boot the embedded guest and publish it
     #[arg(long, conflicts_with = "from")]
     pub(crate) builtin: bool,
-    /// RAM of the embedded guest in MiB
-    #[arg(long, default_value_t = 256, value_name = "MIB", requires = "builtin")]
+    /// RAM of what boots, in MiB
+    #[arg(
+        long,
+        default_value_t = 256,
+        value_name = "MIB",
+        conflicts_with = "from"
+    )]
     pub(crate) memory: u64,
-    /// CPU model of the embedded guest
+    /// CPU model of what boots
     #[arg(
         long,
         default_value = "host",
         value_name = "MODEL",
-        requires = "builtin"
+        conflicts_with = "from"
     )]
     pub(crate) cpu: String,
 }

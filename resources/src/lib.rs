@@ -34,6 +34,10 @@ pub const APP_FLUID: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/fluid"));
 /// records ([`digits::training`]); requests `recognise` with 64 pixel bytes attached, `stats`.
 pub const APP_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/object"));
 
+/// `fluid` as a static program for Linux guests: `serve SOCKET [PARAMETERS...]`, `ask SOCKET REQUEST...`,
+/// with parameters and requests as above; no timer advances it.
+pub const FLUID_LINUX_ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/fluid-linux"));
+
 /// The agent of Linux guests: a static program for any x86-64 Linux from 4.19 on.
 pub const AGENT_ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cloudlet-agent"));
 

@@ -3,6 +3,9 @@
 /// The name of the recipe's script among [`RECIPE`].
 pub const RECIPE_SCRIPT: &str = "build-debian";
 
+/// The name of the agent among [`RECIPE`].
+pub const RECIPE_AGENT: &str = "cloudlet-agent";
+
 /// The recipe's files: name, mode and contents. They belong into one directory.
 pub const RECIPE: &[(&str, u32, &[u8])] = &[
     (
@@ -12,4 +15,10 @@ pub const RECIPE: &[(&str, u32, &[u8])] = &[
     ),
     ("init", 0o755, include_bytes!("../linux/init")),
     ("initrd-init", 0o755, include_bytes!("../linux/initrd-init")),
+    (RECIPE_AGENT, 0o755, crate::AGENT_ELF),
+    (
+        "cloudlet-agent.service",
+        0o644,
+        crate::AGENT_SERVICE.as_bytes(),
+    ),
 ];

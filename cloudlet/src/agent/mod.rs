@@ -7,7 +7,7 @@ mod exec;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cloudlet_agent::connection::{self, Incoming, Outgoing};
 use cloudlet_agent::protocol::{self, Hello, PORT, Reply, Request};
@@ -19,6 +19,9 @@ pub use exec::{Control, Streams, exec};
 
 /// How long a guest may take to let us in and say who it is.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is tried whether an agent is there.
+const WAIT_POLL: Duration = Duration::from_millis(50);
 
 /// Why the agent did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +92,23 @@ pub fn connect(path: &Path) -> Result<UnixStream, Error> {
         Err(ClientError::Handshake(said)) if said.is_empty() => Err(Error::NoAgent),
         Err(ClientError::Io(error)) if is_timeout(&error) => Err(Error::Silent),
         Err(error) => Err(Error::Handshake(error)),
+    }
+}
+
+/// Waits until the agent behind the VM's vsock socket at `path` lets somebody in.
+///
+/// # Errors
+/// There is no VM any more, or no agent until then.
+pub fn wait(path: &Path, limit: Duration) -> Result<(), Error> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match connect(path) {
+            Ok(_) => return Ok(()),
+            Err(Error::NoAgent | Error::Silent) if Instant::now() < deadline => {
+                std::thread::sleep(WAIT_POLL);
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! `base create`, `ls`, `show`, `verify`, `rm`.
 
+use std::path::Path;
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use cloudlet::control::{Client, Request};
 use cloudlet::launch::{BootSource, DiskSource, Source};
@@ -7,11 +10,13 @@ use cloudlet::store::{Base as StoredBase, Store};
 use serde_json::{Value, json};
 
 use super::output::{megabytes, table};
-use super::{Host, vm};
+use super::{Host, run, vm};
 use crate::cli::{Base, BaseCreate, NewVm};
 
 /// Disk of the embedded guest, in bytes: room for an application and its data.
 const BUILTIN_DISK_LEN: u64 = 64 << 20;
+/// How long an image may take to boot until its agent answers: a slow machine needs half a minute.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(180);
 /// Digits of an id that a list shows.
 const ID_DIGITS: usize = 12;
 
@@ -47,14 +52,39 @@ pub(super) fn base(host: &Host, command: &Base) -> Result<()> {
 
 /// Publishes the state of a VM, which goes on running, or of a freshly booted embedded guest.
 pub(super) fn create(host: &Host, store: &Store, args: &BaseCreate) -> Result<StoredBase> {
-    match &args.from {
-        Some(name) => publish(host, store, &mut host.connect(name)?, &args.tag),
-        None => create_builtin(host, store, args),
+    match (&args.from, &args.image) {
+        (Some(name), _) => publish(host, store, &mut host.connect(name)?, &args.tag),
+        (None, Some(dir)) => create_of_image(host, store, args, dir),
+        (None, None) => create_builtin(host, store, args),
     }
 }
 
+fn create_of_image(
+    host: &Host,
+    store: &Store,
+    args: &BaseCreate,
+    dir: &Path,
+) -> Result<StoredBase> {
+    let image = run::open_image(dir)?;
+    let source = BootSource {
+        kernel: Some(image.kernel),
+        initrd: Some(image.initrd),
+        cmdline: image.manifest.cmdline,
+        disks: vec![run::root_disk(image.root)],
+        cpus: 1,
+        memory_mib: args.memory,
+        cpu_model: args.cpu.clone(),
+        discovery: "auto".into(),
+        balloon: true,
+    };
+    boot_and_publish(host, store, &args.tag, source, |vsock| {
+        cloudlet::agent::wait(vsock, AGENT_TIMEOUT)
+            .context("the image's agent does not answer; `cloudlet run --image` shows its console")
+    })
+}
+
 fn create_builtin(host: &Host, store: &Store, args: &BaseCreate) -> Result<StoredBase> {
-    let source = Source::Boot(BootSource {
+    let source = BootSource {
         kernel: None,
         initrd: None,
         cmdline: String::new(),
@@ -67,15 +97,26 @@ fn create_builtin(host: &Host, store: &Store, args: &BaseCreate) -> Result<Store
         cpu_model: args.cpu.clone(),
         discovery: "auto".into(),
         balloon: true,
-    });
+    };
+    boot_and_publish(host, store, &args.tag, source, |vsock| {
+        cloudlet::guest::wait_ready(vsock).context("the embedded guest does not become ready")
+    })
+}
+
+/// Boots a VM, publishes its state when `ready` says that it is, and ends it.
+fn boot_and_publish(
+    host: &Host,
+    store: &Store,
+    tag: &str,
+    source: BootSource,
+    ready: impl FnOnce(&Path) -> Result<()>,
+) -> Result<StoredBase> {
     let options = NewVm::default();
-    let vmm = host.start(&options, true, "base", source)?;
-    let published = cloudlet::guest::wait_ready(&vmm.dir.vsock_socket())
-        .context("the embedded guest does not become ready")
-        .and_then(|()| {
-            let mut client = Client::connect(&vmm.dir.control_socket())?;
-            publish(host, store, &mut client, &args.tag)
-        });
+    let vmm = host.start(&options, true, "base", Source::Boot(source))?;
+    let published = ready(&vmm.dir.vsock_socket()).and_then(|()| {
+        let mut client = Client::connect(&vmm.dir.control_socket())?;
+        publish(host, store, &mut client, tag)
+    });
     vm::stop_quietly(&vmm.dir)?;
     published
 }

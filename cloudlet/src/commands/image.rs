@@ -84,6 +84,8 @@ fn build(host: &Host, args: &ImageBuild) -> Result<()> {
     recipe
         .args(["--pdeathsig", "TERM", "bash"])
         .arg(scratch.path().join(linux::RECIPE_SCRIPT))
+        .arg("--agent")
+        .arg(scratch.path().join(linux::RECIPE_AGENT))
         .args(["--suite", &args.suite])
         .args(["--kernel", args.kernel.name()])
         .args(["--init", args.init.name()])

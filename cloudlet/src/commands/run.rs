@@ -59,13 +59,13 @@ pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
 }
 
 /// The image in `dir`, with paths that a VMM process understands.
-fn open_image(dir: &Path) -> Result<BootImage> {
+pub(super) fn open_image(dir: &Path) -> Result<BootImage> {
     let dir = existing(dir, "image")?;
     BootImage::open(&dir).with_context(|| format!("{} is no bootable image", dir.display()))
 }
 
 /// An image's root as a disk.
-fn root_disk(image: PathBuf) -> DiskSource {
+pub(super) fn root_disk(image: PathBuf) -> DiskSource {
     DiskSource {
         image: Some(image),
         ..DiskSource::default()
