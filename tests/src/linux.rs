@@ -46,10 +46,24 @@ fn dir(name: &str) -> Outcome<PathBuf> {
     Ok(target.join("linux").join(name))
 }
 
-/// Whether `tests/linux/pack` has made the guest `name`.
+/// Whether `tests/linux/pack`, or `tests/linux/debian`, has made the guest `name`.
 #[must_use]
 pub fn is_there(name: &str) -> bool {
-    dir(name).is_ok_and(|dir| dir.join("initramfs").is_file())
+    let has = |dir: PathBuf| {
+        let parts = ["initramfs", "manifest.json", "usr"];
+        parts.iter().any(|part| dir.join(part).exists())
+    };
+    dir(name).is_ok_and(has)
+}
+
+/// The name of the guest that `tests/linux/debian` makes.
+pub const DEBIAN: &str = "debian";
+/// What it has beside it: the tree of a recogniser of speech.
+pub const SPEECH: &str = "debian/speech";
+
+/// Where the guest or tree `name` of it is.
+pub fn debian(name: &str) -> Outcome<PathBuf> {
+    dir(name)
 }
 
 impl LinuxGuest {

@@ -12,6 +12,7 @@ mod apps;
 mod balloon;
 mod bases;
 mod cli;
+mod debian;
 mod disks;
 mod host_faults;
 mod images;
@@ -135,7 +136,7 @@ impl Case {
         }
         if let Some(missing) = needs.linux.iter().find(|name| !guests::is_there(name)) {
             return Some(format!(
-                "no Linux test guest {missing} (tests/linux/pack makes them)"
+                "no Linux test guest {missing} (tests/linux/ has what makes them)"
             ));
         }
         if let Some(missing) = needs.programs.iter().find(|name| !is_installed(name)) {
@@ -174,6 +175,7 @@ pub fn all() -> Vec<Case> {
         linux::CASES,
         balloon::CASES,
         net::CASES,
+        debian::CASES,
     ]
     .concat()
 }

@@ -1,0 +1,175 @@
+//! A Debian guest as a user has one: built by `image build`, published as a base VM, customised by
+//! `cp` and `exec`, made an overlay of, and synthesised in a fresh process with early start.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use cloudlet_resources::FLUID_LINUX_ELF;
+
+use super::{Case, Needs};
+use crate::failure::{Failure, Outcome};
+use crate::host::Host;
+use crate::linux::{DEBIAN, SPEECH, debian};
+use crate::{ensure, ensure_eq};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "debian_fluid_is_synthesised_with_its_state",
+        run: fluid,
+        needs: needs(&[DEBIAN]),
+    },
+    Case {
+        name: "debian_speech_is_synthesised_and_recognises",
+        run: speech,
+        needs: needs(&[DEBIAN, SPEECH]),
+    },
+];
+
+const fn needs(guests: &'static [&'static str]) -> Needs {
+    Needs::linux(guests).with_memory_mib(2048).within(150)
+}
+
+/// Slow enough for the guest to run while its overlay comes: Mbit/s.
+const RATE: &str = "100";
+
+/// Publishes the image as the base VM `deb` and starts the VM `dev` of it.
+fn customisable(host: &Host) -> Outcome {
+    let image = debian(DEBIAN)?;
+    host.ok(&[
+        "base",
+        "create",
+        "deb",
+        "--image",
+        text(&image)?,
+        "--memory",
+        "192",
+    ])?;
+    host.ok(&["restore", "deb", "--name", "dev"])?;
+    let uname = host.ok(&["exec", "dev", "--", "uname", "-sn"])?;
+    ensure_eq!(uname.trim(), "Linux cloudlet", "uname");
+    Ok(())
+}
+
+/// Makes an overlay of `dev`, which runs `application`, ends it, and synthesises `again` of the overlay.
+fn synthesised(host: &Host, application: &str) -> Outcome {
+    host.ok(&["overlay", "create", "app.overlay", "--from", "dev"])?;
+    if let Some(dir) = std::env::var_os("CLOUDLET_CORPUS") {
+        keep(host, dir.as_ref(), application)?;
+    }
+    host.ok(&["stop", "dev"])?;
+    host.ok(&[
+        "synthesize",
+        "app.overlay",
+        "--name",
+        "again",
+        "--rate",
+        RATE,
+    ])?;
+    Ok(())
+}
+
+fn fluid(host: &Host) -> Outcome {
+    customisable(host)?;
+    let program = host.path("fluid");
+    fs::write(&program, FLUID_LINUX_ELF)?;
+    make_executable(&program)?;
+    host.ok(&["cp", text(&program)?, "dev:/usr/local/bin/"])?;
+    let serve = "setsid fluid serve /run/fluid.sock tanks=8 particles=1000 warmup=0 rate_hz=0 \
+                 </dev/null >/dev/null 2>&1 &";
+    host.ok(&["exec", "dev", "--", "sh", "-c", serve])?;
+    let ask = |vm: &str, request: &[&str]| {
+        let words = ["exec", vm, "--", "fluid", "ask", "/run/fluid.sock"];
+        host.ok(&[&words, request].concat())
+    };
+    host.wait_until("the liquid's socket", Duration::from_secs(20), || {
+        host.ok(&["exec", "dev", "--", "test", "-S", "/run/fluid.sock"])
+            .ok()
+    })?;
+    ask("dev", &["poke", "3", "0.5", "0.5", "2"])?;
+    let frame = ["frame", "3", "160", "120"];
+    let before = ask("dev", &frame)?;
+    ensure!(
+        before.contains("tank 3 step 1 "),
+        "no frame of a poked tank: {before}"
+    );
+    synthesised(host, "fluid")?;
+    ensure_eq!(
+        ask("again", &frame)?,
+        before,
+        "the frame after the synthesis"
+    );
+    let verified = ask("again", &["verify"])?;
+    ensure!(verified.starts_with("fluid 8 tanks"), "damaged: {verified}");
+    // The state goes on from where it was, and another request has another answer.
+    let poked = ask("again", &["poke", "3", "0.5", "0.5", "2"])?;
+    ensure!(
+        poked.contains("tank 3 step 2 "),
+        "the state was lost: {poked}"
+    );
+    Ok(())
+}
+
+/// What `pocketsphinx-testdata` has recordings of.
+const SAID: [&str; 5] = [
+    "ten of clubs",
+    "four queen of clubs",
+    "seven of clubs",
+    "five five",
+    "eight of spades four of clubs seven of hearts",
+];
+
+const RECOGNISE: &str = "set -e
+    data=/usr/share/pocketsphinx/test/data/cards model=/usr/share/pocketsphinx/model/en-us
+    lib=/usr/lib/x86_64-linux-gnu
+    export LD_LIBRARY_PATH=$lib/blas:$lib/lapack
+    pocketsphinx_batch -hmm $model/en-us -dict $model/cmudict-en-us.dict -jsgf $data/cards.gram \
+        -ctl $data/cards.fileids -cepdir $data -cepext .wav -adcin yes -adchdr 44 \
+        -hyp /tmp/said >/tmp/log 2>&1 || { tail /tmp/log; exit 1; }
+    cat /tmp/said";
+
+fn speech(host: &Host) -> Outcome {
+    customisable(host)?;
+    let inside = debian(SPEECH)?.join("usr/.");
+    host.ok(&["cp", text(&inside)?, "dev:/usr"])?;
+    let ask = |vm: &str| host.ok(&["exec", vm, "--", "sh", "-c", RECOGNISE]);
+    let before = ask("dev")?;
+    for said in SAID {
+        ensure!(
+            before.contains(said),
+            "{said:?} was not recognised: {before}"
+        );
+    }
+    synthesised(host, "speech")?;
+    ensure_eq!(
+        ask("again")?,
+        before,
+        "what is recognised after the synthesis"
+    );
+    Ok(())
+}
+
+/// Copies the overlay and the base VM to where `tests/corpus` wants them.
+fn keep(host: &Host, dir: &Path, application: &str) -> Outcome {
+    let overlay = dir.join(format!("{application}.overlay"));
+    fs::copy(host.path("app.overlay"), overlay)?;
+    let base = host.json(&["base", "show", "deb"])?;
+    let field = |name: &str| base[name].as_str().unwrap_or_default().to_owned();
+    let to = dir.join("bases").join(field("id"));
+    fs::create_dir_all(&to)?;
+    for entry in fs::read_dir(field("dir"))? {
+        let entry = entry?;
+        fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+fn make_executable(path: &Path) -> Outcome {
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    Ok(fs::set_permissions(path, mode)?)
+}
+
+fn text(path: &Path) -> Outcome<&str> {
+    path.to_str()
+        .ok_or_else(|| Failure::new("a path of the tests is not UTF-8"))
+}
