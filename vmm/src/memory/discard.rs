@@ -149,7 +149,7 @@ impl Discarder {
             pages += match backing {
                 Backing::Zero => inner.release(&part)?,
                 Backing::Base if afterwards == Afterwards::Any => inner.release(&part)?,
-                Backing::Base => inner.release_holes(&part)?,
+                Backing::Base => inner.in_holes(&part, Inner::release)?,
                 Backing::Delta => match &inner.placer {
                     Some(placer) if !placer.is_released() => inner.give_up(placer, &part)?,
                     _ => inner.release(&part)?,
@@ -168,14 +168,14 @@ impl Discarder {
         let inner = &self.inner;
         let mut pages = 0;
         for (part, backing) in inner.parts(run)? {
-            let is_anonymous = match backing {
-                Backing::Zero => true,
-                Backing::Base => false,
-                Backing::Delta => inner.placer.as_ref().is_none_or(Placer::is_released),
+            pages += match backing {
+                Backing::Zero => inner.release_zeros(&part)?,
+                Backing::Base => inner.in_holes(&part, Inner::release_zeros)?,
+                Backing::Delta => match &inner.placer {
+                    Some(placer) if !placer.is_released() => 0,
+                    _ => inner.release_zeros(&part)?,
+                },
             };
-            if is_anonymous {
-                pages += inner.release_zeros(&part)?;
-            }
         }
         Ok(pages)
     }
@@ -223,8 +223,12 @@ impl Inner {
         Ok(run.count)
     }
 
-    /// Frees those pages of a run in a base piece which the base's file has no data for.
-    fn release_holes(&self, run: &PageRun) -> Result<u64, DiscardError> {
+    /// Does `free` with those parts of a run in a base piece which the base's file has no data for.
+    fn in_holes(
+        &self,
+        run: &PageRun,
+        free: impl Fn(&Self, &PageRun) -> Result<u64, DiscardError>,
+    ) -> Result<u64, DiscardError> {
         let Some(base) = &self.base else {
             return Ok(0);
         };
@@ -235,14 +239,14 @@ impl Inner {
             let data = data.map_err(DiscardError::Base)?;
             let (first, last) = (at.div_ceil(PAGE_BYTES), data.start / PAGE_BYTES);
             if first < last {
-                pages += self.release(&PageRun::new(first, last - first))?;
+                pages += free(self, &PageRun::new(first, last - first))?;
             }
             at = data.end;
         }
         Ok(pages)
     }
 
-    /// Frees those pages of a run in anonymous memory that are there and hold zeros.
+    /// Frees those pages of a run that are the VM's own and hold zeros; without them there are zeros.
     fn release_zeros(&self, run: &PageRun) -> Result<u64, DiscardError> {
         let Some(slot) = self
             .slots

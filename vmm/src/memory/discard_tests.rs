@@ -187,11 +187,17 @@ fn zero_pages_are_found_and_nothing_else_is_touched() {
     assert_eq!(given, u64::try_from(zeros).unwrap());
     assert_eq!(ram.private_pages().unwrap().count(), 200 - given);
     assert_eq!((filling(&ram, 0), filling(&ram, 1)), (NEW, 0));
-    let over_base = Ram::from_image(&layout(8), &base_file(8, &[])).unwrap();
+    let holes = [PageRun::new(5, 2)];
+    let over_base = Ram::from_image(&layout(8), &base_file(8, &holes)).unwrap();
     fill(&over_base, 3, 0);
+    fill(&over_base, 5, 0);
+    fill(&over_base, 6, NEW);
     let discarder = over_base.discarder().unwrap();
-    assert_eq!(discarder.discard_zeros(&PageRun::new(0, 8)).unwrap(), 0);
-    assert_eq!(filling(&over_base, 3), 0);
+    // Where the base has no data there are zeros behind them.
+    assert_eq!(discarder.discard_zeros(&PageRun::new(0, 8)).unwrap(), 1);
+    assert_eq!(numbers(&over_base.private_pages().unwrap()), [3, 6]);
+    let values = [3, 5, 6].map(|page| filling(&over_base, page));
+    assert_eq!(values, [0, 0, NEW]);
 }
 
 /// Pages are discarded while others place, fault, read and finish: nobody hangs, every page is its
