@@ -47,8 +47,8 @@ Examples:
 pub(super) const IMAGE_BUILD_HELP: &str = "\
 The image is a directory with vmlinuz, initrd.img, root.ext4 and manifest.json. It is made of the
 distribution's packages alone, which come from where this machine's apt gets them; the same versions
-give the same bytes. It needs mmdebstrap, and root or unprivileged user namespaces. DIR must not
-exist, and appears whole or not at all.
+give the same bytes. It needs mmdebstrap, and root. DIR must not exist, and appears whole or not at
+all.
 
 Examples:
   cloudlet image build debian deb
