@@ -69,11 +69,16 @@ fn what_the_socket_does_not_take_waits_and_nothing_is_lost() {
     assert_eq!(driver.manager.run_with_timeout(0).unwrap(), 0);
     let expected: Vec<u8> = frames.iter().flat_map(|frame| framed(frame)).collect();
     let mut got = vec![0; expected.len()];
+    let begin = Instant::now();
     // In steps that fit no frame.
     for part in got.chunks_mut(7919) {
         network.set_nonblocking(true).unwrap();
         let mut done = 0;
         while done < part.len() {
+            assert!(
+                begin.elapsed() < Duration::from_secs(20),
+                "the rest does not come"
+            );
             match network.read(&mut part[done..]) {
                 Ok(count) => done += count,
                 Err(_) => driver.turn(),
