@@ -15,8 +15,9 @@ use crate::{ensure, ensure_eq, namespace, process};
 /// What each of the two guests sends the other, MiB: 1 GiB divided by 32, because everything in
 /// lane 2 is emulated.
 const EXCHANGED_MIB: u32 = 1024 / 32;
-/// Bytes a frame, on average, that only segmentation offload reaches: an Ethernet frame has 1514.
-const FRAME_BYTES_MIN: u64 = 3000;
+/// Bytes a frame, on average and with acknowledgements, that only segmentation offload reaches: it is
+/// what the longest Ethernet frame has. Lane 2 showed 2394.
+const FRAME_BYTES_MIN: u64 = 1514;
 /// Bits of the features that a Linux driver takes of a TAP: CSUM, GUEST_CSUM, MAC, GUEST_TSO4 and 6,
 /// HOST_TSO4 and 6, MRG_RXBUF, STATUS.
 const FEATURES: [usize; 9] = [0, 1, 5, 7, 8, 11, 12, 15, 16];
