@@ -205,7 +205,7 @@ fn sync_and_restore(host: &Host) -> Outcome {
         host,
         "vm",
         &format!(
-            "mke2fs -F /dev/vda >/dev/null && mount -t ext4 /dev/vda /mnt && echo kept >/mnt/kept &&
+            "mkdir /mnt && mke2fs -F /dev/vda >/dev/null && mount -t ext4 /dev/vda /mnt && echo kept >/mnt/kept &&
              head -c {WRITTEN_MIB}M /dev/urandom >/mnt/large && sync"
         ),
     )?;
