@@ -73,6 +73,7 @@ fn boot(host: &Host, options: &[&str]) -> Outcome {
     let modules = [
         "virtio_mmio",
         "virtio_blk",
+        "crc32c_generic",
         "ext4",
         "vmw_vsock_virtio_transport",
     ];
@@ -205,8 +206,8 @@ fn sync_and_restore(host: &Host) -> Outcome {
         host,
         "vm",
         &format!(
-            "mkdir /mnt && mke2fs -F /dev/vda >/dev/null && mount -t ext4 /dev/vda /mnt && echo kept >/mnt/kept &&
-             head -c {WRITTEN_MIB}M /dev/urandom >/mnt/large && sync"
+            "mke2fs -F /dev/vda >/dev/null && mount -t ext4 /dev/vda /mnt && echo kept >/mnt/kept &&
+             dd if=/dev/urandom of=/mnt/large bs=1M count={WRITTEN_MIB} 2>/dev/null && sync"
         ),
     )?;
     let before = snapshot(host, "before")?;

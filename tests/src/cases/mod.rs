@@ -1,6 +1,7 @@
 //! The end-to-end cases: what each is called, what it needs, and the function that it is. A case
 //! gets an empty [`Host`] and fails by returning a [`Failure`](crate::failure::Failure).
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::failure::Outcome;
@@ -52,6 +53,8 @@ pub struct Needs {
     pub programs: &'static [&'static str],
     /// Time limit in lane 1.
     pub limit: Duration,
+    /// Why it needs VT-x or SVM in hardware, which neither lane of the test machine has.
+    pub hardware: Option<&'static str>,
 }
 
 impl Needs {
@@ -64,6 +67,7 @@ impl Needs {
         linux: &[],
         programs: &[],
         limit: Duration::from_secs(30),
+        hardware: None,
     };
 
     /// Starts small guests.
@@ -75,6 +79,7 @@ impl Needs {
         linux: &[],
         programs: &[],
         limit: Duration::from_secs(60),
+        hardware: None,
     };
 
     /// Starts Linux guests, of these kernels. Their privileged code needs hardware (or an emulator)
@@ -88,6 +93,7 @@ impl Needs {
             linux: kernels,
             programs: &[],
             limit: Duration::from_secs(60),
+            hardware: None,
         }
     }
 
@@ -120,6 +126,11 @@ impl Case {
     #[must_use]
     pub fn reason_to_skip(&self, lane: Lane) -> Option<String> {
         let needs = &self.needs;
+        if let Some(why) = needs.hardware
+            && (lane == Lane::Two || Path::new("/sys/module/kvm_pvm").exists())
+        {
+            return Some(format!("needs VT-x or SVM in hardware: {why}"));
+        }
         if let Some((only, why)) = needs.only_lane
             && only != lane
         {
