@@ -201,7 +201,7 @@ impl VirtQueue {
         self.ring.as_ref().map_or(0, QueueT::next_avail)
     }
 
-    /// Puts all chains back that were taken since `position`, none of which was given back.
+    /// Goes to `position`: puts all chains back that were taken since, none of which was given back.
     pub fn rewind(&mut self, position: u16) {
         if let Some(ring) = self.ring.as_mut() {
             ring.set_next_avail(position);
@@ -268,6 +268,34 @@ impl VirtQueue {
         self.ring.as_mut().map_or(Ok(false), |ring| {
             ring.enable_notification(guest).map_err(QueueError::Ring)
         })
+    }
+
+    /// How many chains the driver has made available so far, a count that wraps.
+    ///
+    /// # Errors
+    /// When the ring cannot be accessed.
+    pub fn available(&self, guest: &GuestRam) -> Result<u16, QueueError> {
+        self.ring.as_ref().map_or(Ok(0), |ring| {
+            let index = ring.avail_idx(guest, Ordering::Acquire);
+            index.map(|index| index.0).map_err(QueueError::Ring)
+        })
+    }
+
+    /// Asks the driver to notify once it has made more than `available` chains available, however
+    /// many of those are still to be taken. True if it has already.
+    ///
+    /// # Errors
+    /// When the ring cannot be accessed.
+    pub fn enable_kicks_beyond(
+        &mut self,
+        guest: &GuestRam,
+        available: u16,
+    ) -> Result<bool, QueueError> {
+        let taken = self.position();
+        self.rewind(available);
+        let more = self.enable_kicks(guest);
+        self.rewind(taken);
+        more
     }
 
     /// Tells the driver that notifications are not needed for now.

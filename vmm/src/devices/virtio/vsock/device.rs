@@ -16,7 +16,7 @@ use super::connection::{Connection, Phase, Turn, owe};
 use super::host::{HostSocket, Line, Opening, VsockError};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM, op};
 use crate::devices::virtio::buffers::Buffers;
-use crate::devices::virtio::queue::{Chain, QueueError};
+use crate::devices::virtio::queue::{Chain, QueueError, VirtQueue};
 use crate::devices::virtio::{DeviceError, DeviceIo, GuestRam};
 
 /// Connections at once; more are refused.
@@ -61,8 +61,18 @@ pub struct Vsock {
     next_generation: u32,
     rx: Chain,
     tx: Chain,
-    /// The driver must be told that all connections are gone.
-    pub(super) transport_reset: bool,
+    pub(super) news: News,
+}
+
+/// What the driver knows of a restore, which took all its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    /// Nothing happened that it does not know.
+    None,
+    /// It is to be told.
+    Due,
+    /// It was told when it had made this many chains available in the event queue.
+    Told(u16),
 }
 
 impl Vsock {
@@ -89,7 +99,7 @@ impl Vsock {
             next_generation: 0,
             rx: Chain::default(),
             tx: Chain::default(),
-            transport_reset: false,
+            news: News::None,
         };
         // From here on, for good: the event loop does not look at the epoll before the device is
         // active, and a vCPU that activates or resets it has no epoll_ctl.
@@ -149,7 +159,7 @@ impl Vsock {
         self.by_ports.clear();
         self.senders.clear();
         self.resets.clear();
-        self.transport_reset = false;
+        self.news = News::None;
     }
 
     // ---- connections ----
@@ -440,10 +450,7 @@ impl Vsock {
 
     /// Sends what waits, while the driver has buffers.
     pub(super) fn send(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        // The driver drops the connections that it has when it hears of the new place, so it hears
-        // of that first.
-        self.send_event(io)?;
-        if self.transport_reset {
+        if !self.news_are_known(io)? {
             return Ok(());
         }
         let mut chain = std::mem::take(&mut self.rx);
@@ -540,33 +547,48 @@ impl Vsock {
         Some(buffers.write_at(guest, 0, &header.encode()) + payload)
     }
 
-    /// Tells the driver that all its connections are gone, once it has a buffer for that.
-    fn send_event(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
-        if !self.transport_reset {
-            return Ok(());
-        }
+    /// Whether the driver knows that the connections from before a restore are gone. It drops all
+    /// connections that it has when it deals with the event, which may be after packets that it was
+    /// given later: it gets none before. That it has dealt with it shows in the buffer that it then
+    /// makes available in place of the event's (linux `net/vmw_vsock/virtio_transport.c`,
+    /// `virtio_transport_event_work`).
+    fn news_are_known(&mut self, io: &mut DeviceIo<'_>) -> Result<bool, DeviceError> {
+        let guest = io.guest;
         let Some(queue) = io.queues.get_mut(EVENT_QUEUE) else {
-            return Ok(());
+            return Ok(true);
         };
-        let broken = DeviceError::queue;
-        if !queue
-            .pop(io.guest, &mut self.rx)
-            .map_err(broken(EVENT_QUEUE))?
-        {
-            if io.enable_kicks(EVENT_QUEUE)? {
+        let broken = |error| DeviceError::queue(EVENT_QUEUE)(error);
+        if self.news == News::Due && !self.send_event(guest, queue).map_err(broken)? {
+            if queue.enable_kicks(guest).map_err(broken)? {
                 io.come_back(EVENT_QUEUE);
             }
-            return Ok(());
+            return Ok(false);
+        }
+        if let News::Told(available) = self.news {
+            if !queue
+                .enable_kicks_beyond(guest, available)
+                .map_err(broken)?
+            {
+                return Ok(false);
+            }
+            self.news = News::None;
+        }
+        Ok(true)
+    }
+
+    /// Tells the driver that all its connections are gone, if it has a buffer for that.
+    fn send_event(&mut self, guest: &GuestRam, queue: &mut VirtQueue) -> Result<bool, QueueError> {
+        let available = queue.available(guest)?;
+        if !queue.pop(guest, &mut self.rx)? {
+            return Ok(false);
         }
         let event = EVENT_TRANSPORT_RESET.to_le_bytes();
-        if self.rx.writable.write_at(io.guest, 0, &event) < event.len() {
-            return Err(broken(EVENT_QUEUE)(QueueError::Shape("room for an event")));
+        if self.rx.writable.write_at(guest, 0, &event) < event.len() {
+            return Err(QueueError::Shape("room for an event"));
         }
-        queue
-            .push_used(io.guest, &self.rx, event.len())
-            .map_err(broken(EVENT_QUEUE))?;
-        self.transport_reset = false;
-        Ok(())
+        queue.push_used(guest, &self.rx, event.len())?;
+        self.news = News::Told(available);
+        Ok(true)
     }
 }
 

@@ -3,12 +3,12 @@
 //! they must not meet a new connection of the same port.
 //!
 //! Connections are not kept, since the programs at their other ends do not move with the VM. The
-//! restored device tells the driver so (a transport reset event), and answers packets of the old
-//! connections with resets.
+//! restored device tells the driver so (a transport reset event), gives it no packet before it has
+//! dealt with that, and answers packets of the old connections with resets.
 
 use serde::{Deserialize, Serialize};
 
-use super::device::{FIRST_HOST_PORT, Vsock};
+use super::device::{FIRST_HOST_PORT, News, Vsock};
 use crate::devices::virtio::RestoreError;
 
 /// A saved socket device.
@@ -36,7 +36,7 @@ impl Vsock {
         }
         self.next_host_port = state.next_host_port;
         self.set_guest_cid(state.guest_cid);
-        self.transport_reset = true;
+        self.news = News::Due;
         Ok(())
     }
 }
