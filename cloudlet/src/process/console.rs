@@ -151,8 +151,14 @@ impl Console {
         }
         client.set_nonblocking(true)?;
         let (front, back) = self.replay.as_slices();
-        client.write_all(front)?;
-        client.write_all(back)?;
+        let shown = client
+            .write_all(front)
+            .and_then(|()| client.write_all(back));
+        if shown.is_err() {
+            // It may be gone already, or not keep up. What it typed before counts all the same, and
+            // behind that is its end of file.
+            let _ = client.shutdown(std::net::Shutdown::Both);
+        }
         let fd = client.as_raw_fd();
         if ops.add(Events::new(&client, EventSet::IN)).is_ok() {
             self.clients.insert(fd, client);
@@ -186,7 +192,7 @@ impl MutEventSubscriber for Console {
             let _ = self.out.wake.read();
             self.drain();
         } else if fd == self.listener.as_raw_fd() {
-            // A client that vanished before it was accepted is nobody's loss.
+            // There may be none after all, or no descriptor for it: nobody's loss.
             let _ = self.accept(ops);
         } else {
             self.read_client(fd, ops);
@@ -203,6 +209,10 @@ impl MutEventSubscriber for Console {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use event_manager::{EventManager, SubscriberOps};
+
     use super::*;
 
     #[test]
@@ -217,5 +227,28 @@ mod tests {
         let text = std::fs::read_to_string(&log).unwrap();
         assert!(text.ends_with("[cloudlet: 4 bytes of console output dropped]\n"));
         assert_eq!(console.replay.len(), REPLAY_LEN_MAX);
+    }
+
+    #[test]
+    fn what_a_client_typed_before_it_left_is_input() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("sock");
+        let mut console = Console::new(&dir.path().join("log"), &socket).unwrap();
+        // There must be something to show to the client, which fails.
+        console.out().write_all(b"login: ").unwrap();
+        console.drain();
+        let console = Arc::new(Mutex::new(console));
+        let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().unwrap();
+        manager.add_subscriber(Box::new(Arc::clone(&console)));
+        let mut client = UnixStream::connect(&socket).unwrap();
+        client.write_all(b"root\n").unwrap();
+        drop(client);
+        // One turn accepts, one reads, one finds the end.
+        for _ in 0..3 {
+            manager.run_with_timeout(100).unwrap();
+        }
+        let mut console = console.lock().unwrap();
+        assert_eq!(console.take_input(), b"root\n");
+        assert!(console.clients.is_empty());
     }
 }
