@@ -1,12 +1,13 @@
 //! Talking to the embedded guest in a VM: its control port over the VM's vsock socket.
 
-use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cloudlet_resources::client::{Answer, Client, ClientError};
 use cloudlet_resources::protocol::PORT;
+
+use crate::vsock::{self, ConnectError};
 
 /// How long an embedded guest may take to boot; it takes some ten milliseconds.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -15,15 +16,9 @@ const READY_POLL: Duration = Duration::from_millis(1);
 /// Why the guest does not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The VM's vsock socket is not there.
-    #[error("cannot reach the guest through {path}")]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    /// There is no VM.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The guest, or what is between, said no.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -40,11 +35,7 @@ pub struct AppRequest {
 
 /// A connection to the guest behind the vsock socket at `path`.
 pub fn connect(path: &Path) -> Result<Client<UnixStream>, Error> {
-    let stream = UnixStream::connect(path).map_err(|source| Error::Connect {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(Client::connect(stream, PORT)?)
+    Ok(Client::connect(vsock::connect(path)?, PORT)?)
 }
 
 /// Makes one request of the guest behind `path`.

@@ -30,3 +30,4 @@ pub mod serve;
 pub mod sparse;
 pub mod store;
 pub mod synthesis;
+pub mod vsock;

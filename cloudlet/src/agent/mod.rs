@@ -6,13 +6,15 @@ mod exec;
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cloudlet_agent::connection::{self, Incoming, Outgoing};
 use cloudlet_agent::protocol::{self, Hello, PORT, Reply, Request};
 use cloudlet_agent::tree;
 use cloudlet_resources::client::{ClientError, shake_hands};
+
+use crate::vsock::{self, ConnectError};
 
 pub use copy::{get, put};
 pub use exec::{Control, Streams, exec};
@@ -26,15 +28,9 @@ const WAIT_POLL: Duration = Duration::from_millis(50);
 /// Why the agent did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The VM's vsock socket is not there.
-    #[error("cannot reach the guest through {path}")]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    /// There is no VM.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// Nobody listens on the agent's port.
     #[error("no agent answers in the guest: it may still boot, or have no agent")]
     NoAgent,
@@ -79,14 +75,10 @@ fn words(text: &str) -> String {
 /// # Errors
 /// When there is no VM, or no agent in it.
 pub fn connect(path: &Path) -> Result<UnixStream, Error> {
-    let failed = |source| Error::Connect {
-        path: path.to_owned(),
-        source,
-    };
-    let mut stream = UnixStream::connect(path).map_err(failed)?;
+    let mut stream = vsock::connect(path)?;
     stream
         .set_read_timeout(Some(OPENING_TIMEOUT))
-        .map_err(failed)?;
+        .map_err(|error| Error::Handshake(error.into()))?;
     match shake_hands(&mut stream, PORT) {
         Ok(()) => Ok(stream),
         Err(ClientError::Handshake(said)) if said.is_empty() => Err(Error::NoAgent),

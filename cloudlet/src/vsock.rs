@@ -1,0 +1,27 @@
+//! The host's side of a VM's vsock device: a socket in the VM's directory.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// The VM's vsock socket is not there, or takes nobody.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot reach the guest through {path}")]
+pub struct ConnectError {
+    /// The socket.
+    pub path: PathBuf,
+    /// What the system said.
+    #[source]
+    pub source: io::Error,
+}
+
+/// A connection to the vsock device whose socket is `path`; the port is still to be named.
+///
+/// # Errors
+/// There is no VM.
+pub fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
+    UnixStream::connect(path).map_err(|source| ConnectError {
+        path: path.to_owned(),
+        source,
+    })
+}
