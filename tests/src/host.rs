@@ -71,6 +71,9 @@ pub struct Host {
     lane: Lane,
 }
 
+/// How much of a log's end [`Host::evidence`] shows, bytes.
+const EVIDENCE_LEN_MAX: usize = 2000;
+
 impl Host {
     /// A new host for `lane`, with the program that [`program`] finds.
     pub fn new(lane: Lane) -> Outcome<Self> {
@@ -200,6 +203,23 @@ impl Host {
     pub fn console(&self, name: &str) -> String {
         let bytes = fs::read(self.vm_dir(name).join("console.log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What the VMs that are there have left in their logs: for the report of a failure.
+    #[must_use]
+    pub fn evidence(&self) -> String {
+        let mut text = String::new();
+        let vms = fs::read_dir(self.path("run/cloudlet/vms"));
+        for vm in vms.into_iter().flatten().flatten() {
+            for name in ["report", "vmm.log", "console.log"] {
+                let bytes = fs::read(vm.path().join(name)).unwrap_or_default();
+                let tail = &bytes[bytes.len().saturating_sub(EVIDENCE_LEN_MAX)..];
+                let tail = String::from_utf8_lossy(tail);
+                let (vm, tail) = (vm.file_name(), tail.trim_end());
+                text += &format!("\n{}/{name}: {tail}", vm.to_string_lossy());
+            }
+        }
+        text
     }
 
     /// Waits until the guest has written `text` to its serial port.

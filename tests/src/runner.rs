@@ -70,7 +70,7 @@ impl Report {
 /// Runs `case` inside this process: what the runner's child does.
 pub fn run_here(case: &Case, lane: Lane) -> Outcome {
     let host = Host::new(lane)?;
-    (case.run)(&host)
+    (case.run)(&host).map_err(|failure| Failure::new(format!("{failure}{}", host.evidence())))
 }
 
 /// Runs `case` in a child process of this program, started with `arguments`.
@@ -150,8 +150,9 @@ fn tail(output: &mut File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The cases that `patterns` pick: all without one, else those whose name contains one of them.
-pub fn select(cases: Vec<Case>, patterns: &[String]) -> Outcome<Vec<Case>> {
+/// The cases that `patterns` pick: all without one, else those whose name contains one of them. Those
+/// before the case `from` are left out.
+pub fn select(mut cases: Vec<Case>, patterns: &[String], from: Option<&str>) -> Outcome<Vec<Case>> {
     let picks = |case: &Case, pattern: &String| case.name.contains(pattern.as_str());
     if let Some(unknown) = patterns
         .iter()
@@ -160,6 +161,10 @@ pub fn select(cases: Vec<Case>, patterns: &[String]) -> Outcome<Vec<Case>> {
         return Err(Failure::new(format!(
             "no case has {unknown:?} in its name (see --list)"
         )));
+    }
+    if let Some(from) = from {
+        let first = cases.iter().position(|case| case.name == from);
+        cases.drain(..first.ok_or_else(|| Failure::new(format!("no case {from} (see --list)")))?);
     }
     let wanted = |case: &Case| patterns.is_empty() || patterns.iter().any(|p| picks(case, p));
     Ok(cases.into_iter().filter(wanted).collect())
@@ -186,14 +191,17 @@ mod tests {
 
     #[test]
     fn a_pattern_that_picks_nothing_is_an_error() {
-        assert!(select(cases::all(), &["no such case".to_owned()]).is_err());
-        assert_eq!(select(cases::all(), &[]).unwrap().len(), cases::all().len());
-        assert_eq!(
-            select(cases::all(), &["cli_help".to_owned()])
-                .unwrap()
-                .len(),
-            1
-        );
+        let picked = |patterns: &[&str], from| {
+            let patterns: Vec<_> = patterns.iter().map(|&word| word.to_owned()).collect();
+            select(cases::all(), &patterns, from).map(|cases| cases.len())
+        };
+        assert!(picked(&["no such case"], None).is_err());
+        assert!(picked(&[], Some("no such case")).is_err());
+        assert_eq!(picked(&[], None).unwrap(), cases::all().len());
+        assert_eq!(picked(&["cli_help"], None).unwrap(), 1);
+        let last = cases::all().last().map(|case| case.name);
+        assert_eq!(picked(&[], last).unwrap(), 1);
+        assert_eq!(picked(&["cli_help"], last).unwrap(), 0);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The end-to-end suite as a program: runs the built `cloudlet` as a user would.
 //!
-//!     suite [--lane 1|2] [--json] [PATTERN...]     run all cases, or those with PATTERN in their name
-//!     suite --list                                 name them
+//!     suite [--lane 1|2] [--json] [--from CASE] [PATTERN...]
+//!                        run all cases, or those with PATTERN in their name, from CASE on
+//!     suite --list       name them
 //!
 //! A line for each case, totals at the end, exit code 1 if any failed, 2 for a wrong call.
 
@@ -19,6 +20,7 @@ struct Options {
     list: bool,
     help: bool,
     one: Option<String>,
+    from: Option<String>,
     patterns: Vec<String>,
 }
 
@@ -32,9 +34,9 @@ fn main() -> ExitCode {
     };
     if options.help {
         println!(
-            "suite [--lane 1|2] [--json] [PATTERN...]\n\
+            "suite [--lane 1|2] [--json] [--from CASE] [PATTERN...]\n\
              suite --list\n\n\
-             Runs the end-to-end cases, all or those with a PATTERN in their name, against\n\
+             Runs the end-to-end cases, all or those with a PATTERN in their name, from CASE on, against\n\
              CLOUDLET_BIN or the cloudlet beside this program."
         );
         return ExitCode::SUCCESS;
@@ -66,6 +68,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
         list: false,
         help: false,
         one: None,
+        from: None,
         patterns: Vec::new(),
     };
     let mut arguments = arguments;
@@ -80,6 +83,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
             }
             "--json" => options.json = true,
             "--list" => options.list = true,
+            "--from" => options.from = Some(arguments.next().ok_or("--from takes a name")?),
             "--help" | "-h" => options.help = true,
             "--one" => options.one = Some(arguments.next().ok_or("--one takes a name")?),
             flag if flag.starts_with('-') => return Err(format!("unknown option {flag}")),
@@ -103,7 +107,7 @@ fn run_all(options: &Options) -> Outcome<bool> {
     process::adopt_orphans()?;
     let _held = options.lane.hold()?;
     let (mut passed, mut failed, mut skipped) = (0_u32, 0_u32, 0_u32);
-    for case in runner::select(cases::all(), &options.patterns)? {
+    for case in runner::select(cases::all(), &options.patterns, options.from.as_deref())? {
         let lane = options.lane.number().to_string();
         let arguments = ["--lane", &lane, "--one", case.name].map(str::to_owned);
         let report = runner::run_case(&case, options.lane, &arguments);
