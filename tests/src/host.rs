@@ -205,7 +205,8 @@ impl Host {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// What the VMs that are there have left in their logs: for the report of a failure.
+    /// What the VMs that are there have left in their logs, and what their threads are doing: for the
+    /// report of a failure.
     #[must_use]
     pub fn evidence(&self) -> String {
         let mut text = String::new();
@@ -217,6 +218,26 @@ impl Host {
                 let tail = String::from_utf8_lossy(tail);
                 let (vm, tail) = (vm.file_name(), tail.trim_end());
                 text += &format!("\n{}/{name}: {tail}", vm.to_string_lossy());
+            }
+        }
+        for pid in self.processes() {
+            for (thread, name) in process::threads(pid) {
+                let read = |what: &str| {
+                    let path = format!("/proc/{pid}/task/{thread}/{what}");
+                    fs::read_to_string(path).unwrap_or_default()
+                };
+                let stat = read("stat");
+                // Behind the name: the state, and as the 11th the time in user mode, in ticks.
+                let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+                let fields: Vec<_> = fields.split_whitespace().collect();
+                let field = |at: usize| fields.get(at).copied().unwrap_or_default();
+                text += &format!(
+                    "\n{pid}/{name}: {} in {}, {} and {} ticks",
+                    field(0),
+                    read("wchan"),
+                    field(11),
+                    field(12)
+                );
             }
         }
         text

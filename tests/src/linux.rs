@@ -38,33 +38,32 @@ pub struct LinuxGuest {
     initramfs: PathBuf,
 }
 
-/// Where the guest `name` is.
-fn dir(name: &str) -> Outcome<PathBuf> {
+/// Where the guest `name`, or a part of it, is.
+pub fn dir(name: &str) -> Outcome<PathBuf> {
     let program = std::env::current_exe()?;
     let target = program.ancestors().nth(2);
     let target = target.ok_or_else(|| Failure::new("this program is in no target directory"))?;
     Ok(target.join("linux").join(name))
 }
 
-/// Whether `tests/linux/pack`, or `tests/linux/debian`, has made the guest `name`.
+/// Whether `tests/linux/pack`, or `tests/linux/debian`, has made the guest `name`, or the file of one.
 #[must_use]
 pub fn is_there(name: &str) -> bool {
     let has = |dir: PathBuf| {
         let parts = ["initramfs", "manifest.json", "usr"];
         parts.iter().any(|part| dir.join(part).exists())
     };
-    dir(name).is_ok_and(has)
+    dir(name).is_ok_and(|dir| dir.is_file() || has(dir))
 }
 
 /// The name of the guest that `tests/linux/debian` makes.
 pub const DEBIAN: &str = "debian";
+/// The image with systemd.
+pub const SYSTEMD: &str = "debian/systemd";
 /// What it has beside it: the tree of a recogniser of speech.
 pub const SPEECH: &str = "debian/speech";
-
-/// Where the guest or tree `name` of it is.
-pub fn debian(name: &str) -> Outcome<PathBuf> {
-    dir(name)
-}
+/// And the tree of Python with numpy.
+pub const OBJECT: &str = "debian/object";
 
 impl LinuxGuest {
     /// A guest with Debian's kernel `kernel` (a name of `tests/linux/pack`), which loads `modules`

@@ -10,7 +10,7 @@ use cloudlet_resources::FLUID_LINUX_ELF;
 use super::{Case, Needs};
 use crate::failure::{Failure, Outcome};
 use crate::host::Host;
-use crate::linux::{DEBIAN, SPEECH, debian};
+use crate::linux::{self, DEBIAN, OBJECT, SPEECH};
 use crate::{ensure, ensure_eq};
 
 pub(super) const CASES: &[Case] = &[
@@ -24,6 +24,11 @@ pub(super) const CASES: &[Case] = &[
         run: speech,
         needs: needs(&[DEBIAN, SPEECH]),
     },
+    Case {
+        name: "debian_object_is_synthesised_and_recognises",
+        run: object,
+        needs: needs(&[DEBIAN, OBJECT]),
+    },
 ];
 
 const fn needs(guests: &'static [&'static str]) -> Needs {
@@ -35,7 +40,7 @@ const RATE: &str = "100";
 
 /// Publishes the image as the base VM `deb` and starts the VM `dev` of it.
 fn customisable(host: &Host) -> Outcome {
-    let image = debian(DEBIAN)?;
+    let image = linux::dir(DEBIAN)?;
     host.ok(&[
         "base",
         "create",
@@ -130,7 +135,7 @@ const RECOGNISE: &str = "set -e
 
 fn speech(host: &Host) -> Outcome {
     customisable(host)?;
-    let inside = debian(SPEECH)?.join("usr/.");
+    let inside = linux::dir(SPEECH)?.join("usr/.");
     host.ok(&["cp", text(&inside)?, "dev:/usr"])?;
     let ask = |vm: &str| host.ok(&["exec", vm, "--", "sh", "-c", RECOGNISE]);
     let before = ask("dev")?;
@@ -145,6 +150,71 @@ fn speech(host: &Host) -> Outcome {
         ask("again")?,
         before,
         "what is recognised after the synthesis"
+    );
+    Ok(())
+}
+
+/// Python with numpy holds 26 MB of features of pictures; a request is a picture that it has not seen.
+const OBJECT_PY: &[u8] = include_bytes!("../../linux/object.py");
+const DIGITS: &[u8] = include_bytes!("../../../resources/data/digits.bin");
+const OBJECT_SH: &str = "
+    lib=/usr/lib/x86_64-linux-gnu
+    export LD_LIBRARY_PATH=$lib/blas:$lib/lapack PYTHONDONTWRITEBYTECODE=1
+    cd /srv";
+/// Held-back pictures that are asked for, and what they show.
+const SHOWN: [(&str, &str); 4] = [("0", "4"), ("1", "9"), ("6", "6"), ("8", "7")];
+
+fn object(host: &Host) -> Outcome {
+    customisable(host)?;
+    let inside = linux::dir(OBJECT)?.join("usr/.");
+    host.ok(&["cp", text(&inside)?, "dev:/usr"])?;
+    for (name, bytes) in [("object.py", OBJECT_PY), ("digits.bin", DIGITS)] {
+        let file = host.path(name);
+        fs::write(&file, bytes)?;
+        host.ok(&["cp", text(&file)?, "dev:/srv/"])?;
+    }
+    let run = |vm: &str, words: &str| {
+        host.ok(&[
+            "exec",
+            vm,
+            "--",
+            "sh",
+            "-c",
+            &format!("{OBJECT_SH}; {words}"),
+        ])
+    };
+    let serve = "setsid python3.11 object.py serve digits.bin /run/object.sock \
+                 </dev/null >/run/object.log 2>&1 &";
+    run("dev", serve)?;
+    host.wait_until("the recogniser's socket", Duration::from_secs(60), || {
+        host.ok(&["exec", "dev", "--", "test", "-S", "/run/object.sock"])
+            .ok()
+    })?;
+    let ask = |vm: &str, number: &str| {
+        let words = format!("python3.11 object.py ask digits.bin /run/object.sock {number}");
+        run(vm, &words)
+    };
+    let mut before = Vec::new();
+    for (number, digit) in SHOWN {
+        let answer = ask("dev", number)?;
+        ensure!(
+            answer.starts_with(&format!("shows {digit}: digit {digit} ")),
+            "picture {number} was not recognised: {answer}"
+        );
+        before.push(answer);
+    }
+    synthesised(host, "object")?;
+    for ((number, _), before) in SHOWN.iter().zip(&before) {
+        ensure_eq!(
+            ask("again", number)?,
+            *before,
+            "the answer after the synthesis"
+        );
+    }
+    let verified = run("again", "python3.11 object.py verify /run/object.sock")?;
+    ensure!(
+        verified.trim().ends_with("26505216 bytes sound"),
+        "{verified}"
     );
     Ok(())
 }

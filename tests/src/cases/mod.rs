@@ -18,8 +18,11 @@ mod disks;
 mod host_faults;
 mod images;
 mod isolation;
+mod kernels;
 mod lifecycle;
 mod linux;
+mod linux_cycles;
+mod linux_disks;
 mod net;
 mod overlays;
 mod snapshots;
@@ -53,9 +56,10 @@ pub struct Needs {
     pub programs: &'static [&'static str],
     /// Time limit in lane 1.
     pub limit: Duration,
-    /// Why it needs VT-x or SVM in hardware, which neither lane of the test machine has.
-    pub hardware: Option<&'static str>,
 }
+
+/// Is there where KVM has neither VT-x nor SVM below it.
+const NO_HARDWARE: &str = "/sys/module/kvm_pvm";
 
 impl Needs {
     /// A command that starts no guest: no KVM. Lane 1 is enough, since the lanes differ in KVM only.
@@ -67,7 +71,6 @@ impl Needs {
         linux: &[],
         programs: &[],
         limit: Duration::from_secs(30),
-        hardware: None,
     };
 
     /// Starts small guests.
@@ -79,21 +82,19 @@ impl Needs {
         linux: &[],
         programs: &[],
         limit: Duration::from_secs(60),
-        hardware: None,
     };
 
-    /// Starts Linux guests, of these kernels. Their privileged code needs hardware (or an emulator)
-    /// below KVM.
+    /// Starts Linux guests, of these kernels. Their privileged code needs VT-x or SVM below KVM, in
+    /// hardware or emulated.
     const fn linux(kernels: &'static [&'static str]) -> Self {
         Self {
             kvm: true,
             root: false,
             memory_mib: 512,
-            only_lane: Some((Lane::Two, "Linux guests need VT-x or SVM")),
+            only_lane: None,
             linux: kernels,
             programs: &[],
             limit: Duration::from_secs(60),
-            hardware: None,
         }
     }
 
@@ -126,10 +127,8 @@ impl Case {
     #[must_use]
     pub fn reason_to_skip(&self, lane: Lane) -> Option<String> {
         let needs = &self.needs;
-        if let Some(why) = needs.hardware
-            && (lane == Lane::Two || Path::new("/sys/module/kvm_pvm").exists())
-        {
-            return Some(format!("needs VT-x or SVM in hardware: {why}"));
+        if !needs.linux.is_empty() && lane == Lane::One && Path::new(NO_HARDWARE).exists() {
+            return Some("lane 2 only: Linux guests need VT-x or SVM".to_owned());
         }
         if let Some((only, why)) = needs.only_lane
             && only != lane
@@ -184,6 +183,9 @@ pub fn all() -> Vec<Case> {
         overlays::CASES,
         synthesis::CASES,
         linux::CASES,
+        kernels::CASES,
+        linux_disks::CASES,
+        linux_cycles::CASES,
         balloon::CASES,
         net::CASES,
         debian::CASES,

@@ -1,0 +1,154 @@
+//! Debian's kernels with the initial RAM disk that Debian's own tools make, and Debian's userland, in
+//! machines of different sizes.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::{Case, Needs};
+use crate::failure::{Failure, Outcome};
+use crate::host::{Host, pid_of};
+use crate::linux::{self, DEBIAN, SYSTEMD};
+use crate::process::Process;
+use crate::{ensure, ensure_eq};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "debian_6_1_boots_on_machines_of_all_sizes",
+        run: |host| boots(host, "6.1", &[(1, 128), (4, 4096)]),
+        needs: needs(&["6.1/initrd.debian", DEBIAN]),
+    },
+    Case {
+        name: "debian_6_1_cloud_boots_on_machines_of_all_sizes",
+        run: |host| boots(host, "6.1-cloud", &[(1, 1024), (2, 128)]),
+        needs: needs(&["6.1-cloud/initrd.debian", DEBIAN]),
+    },
+    Case {
+        name: "debian_6_12_boots_on_machines_of_all_sizes",
+        run: |host| boots(host, "6.12", &[(2, 4096), (4, 128)]),
+        needs: needs(&["6.12/initrd.debian", DEBIAN]),
+    },
+    Case {
+        name: "debian_reboots_with_exit_code_10",
+        run: reboots,
+        needs: needs(&["6.1/initrd.debian", DEBIAN]),
+    },
+    Case {
+        name: "debian_with_systemd_is_a_base_vm",
+        run: with_systemd,
+        needs: needs(&[SYSTEMD]).within(150),
+    },
+];
+
+const fn needs(guests: &'static [&'static str]) -> Needs {
+    Needs::linux(guests).with_memory_mib(1536).within(120)
+}
+
+/// How long a guest may take until its agent answers, in lane 1's time.
+const BOOT: Duration = Duration::from_secs(40);
+/// How long it may take to end, once it was told to.
+const END: Duration = Duration::from_secs(15);
+const CMDLINE: &str = "console=ttyS0 panic=-1 root=/dev/vda rw init=/usr/lib/cloudlet/init";
+
+/// What a healthy guest says of itself. There is no PCI, and a kernel finds that worth an error.
+const LOOK: &str = "
+    echo kernel $(uname -r)
+    echo cpus $(nproc)
+    echo memory $(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)
+    echo clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+    echo root $(findmnt -n -o SOURCE,FSTYPE /)
+    dmesg --level=emerg,alert,crit,err | grep -v 'PCI: Fatal: No config space' | sed 's/^/error: /'
+    echo looked";
+
+/// Starts the kernel with Debian's initial RAM disk and root, and waits for its agent.
+fn start(host: &Host, kernel: &str, cpus: u32, memory_mib: u32) -> Outcome<Process> {
+    let dir = linux::dir(kernel)?;
+    let root = linux::dir(DEBIAN)?.join("root.ext4");
+    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let (kernel, initrd) = (path(&dir.join("vmlinuz")), path(&dir.join("initrd.debian")));
+    let (root, cpus, memory) = (path(&root), cpus.to_string(), memory_mib.to_string());
+    let machine = ["--cpus", &cpus, "--memory", &memory, "--disk", &root];
+    let boot = [
+        "--kernel",
+        &kernel,
+        "--initrd",
+        &initrd,
+        "--cmdline",
+        CMDLINE,
+    ];
+    let args = [&["run", "--name", "vm"], &boot[..], &machine].concat();
+    let vm = Process::spawn(&mut host.command(&args), Stdio::piped())?;
+    let answers = || host.ok(&["exec", "vm", "--", "true"]).ok();
+    host.wait_until("an answer of the agent", BOOT, answers)
+        .map_err(|failure| Failure::new(format!("{failure}{}", host.evidence())))?;
+    Ok(vm)
+}
+
+/// Runs a command in the guest that ends it, and perhaps its own connection with it: the VM's exit
+/// code is to be `code`.
+fn ends(host: &Host, vm: Process, command: &str, code: i32) -> Outcome {
+    host.run(&["exec", "vm", "--", command])?;
+    vm.wait(host.limit(END))?.expect_code(code).map(drop)
+}
+
+/// Boots a kernel with each number of vCPUs and MiB of memory, looks round in it, and shuts it down
+/// from inside.
+fn boots(host: &Host, kernel: &str, machines: &[(u32, u32)]) -> Outcome {
+    for (cpus, memory_mib) in machines.iter().copied() {
+        let at = format!("{cpus} vCPUs, {memory_mib} MiB");
+        let vm = start(host, kernel, cpus, memory_mib)?;
+        let said = host.ok(&["exec", "vm", "--", "sh", "-c", LOOK])?;
+        let field = |name: &str| {
+            let found = said.lines().find_map(|line| line.strip_prefix(name));
+            found.ok_or_else(|| Failure::new(format!("{at}: no {name}in {said}")))
+        };
+        ensure!(said.ends_with("looked\n"), "{at}: {said}");
+        ensure!(!said.contains("error: "), "{at}: {said}");
+        ensure_eq!(field("cpus ")?, cpus.to_string(), "{at}: vCPUs");
+        ensure_eq!(field("clock ")?, "kvm-clock", "{at}: clock");
+        ensure_eq!(field("root ")?, "/dev/vda ext4", "{at}: root");
+        // The kernel keeps some for itself: its own image, and 1/64 for what describes
+        // pages.
+        let (all, kib) = (
+            u64::from(memory_mib) << 10,
+            field("memory ")?.parse::<u64>()?,
+        );
+        let least = all - (64 << 10) - all / 32;
+        ensure!((least..all).contains(&kib), "{at}: {kib} KiB of memory");
+        ends(host, vm, "poweroff", 0)?;
+    }
+    Ok(())
+}
+
+fn reboots(host: &Host) -> Outcome {
+    for cpus in [1, 2] {
+        let vm = start(host, "6.1", cpus, 256)?;
+        ends(host, vm, "reboot", 10)?;
+    }
+    Ok(())
+}
+
+/// All of Debian as `image build` makes it: published, restored, and shut down by its power button.
+fn with_systemd(host: &Host) -> Outcome {
+    let image = linux::dir(SYSTEMD)?.to_string_lossy().into_owned();
+    let machine = ["--image", &image, "--memory", "384", "--cpus", "2"];
+    host.ok(&[&["run", "--detach", "--name", "vm"], &machine[..]].concat())?;
+    let answers = || host.ok(&["exec", "vm", "--", "true"]).ok();
+    host.wait_until("an answer of the agent", BOOT, answers)?;
+    let state = ["exec", "vm", "--", "systemctl", "is-system-running"];
+    host.wait_until("the end of systemd's start", BOOT, || {
+        let said = host.run(&state).ok()?.stdout;
+        (!said.contains("starting") && !said.contains("initializing")).then_some(())
+    })?;
+    let failed = ["exec", "vm", "--", "systemctl", "--failed", "--no-legend"];
+    ensure_eq!(host.ok(&failed)?, "", "services that failed");
+    ensure_eq!(host.ok(&state)?, "running\n", "systemd");
+    host.ok(&["exec", "vm", "--", "touch", "/run/here"])?;
+    host.ok(&["base", "create", "all", "--from", "vm"])?;
+    host.ok(&["stop", "vm"])?;
+
+    let vm = pid_of(&host.json(&["restore", "all", "--name", "vm"])?)?;
+    host.ok(&["exec", "vm", "--", "test", "-e", "/run/here"])?;
+    ensure_eq!(host.ok(&state)?, "running\n", "systemd after the restore");
+    host.ok(&["shutdown", "vm"])?;
+    host.wait_for_end(vm)
+}
