@@ -5,6 +5,7 @@ mod help;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::ArgPredicate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -126,6 +127,8 @@ pub(crate) struct Exec {
     /// Run it in this directory
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub(crate) cwd: OsString,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
@@ -140,6 +143,22 @@ pub(crate) struct Cp {
     /// Where to: VM:PATH or PATH
     #[arg(value_name = "DST")]
     pub(crate) destination: OsString,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+/// For a guest that may still boot.
+#[derive(Debug, Args)]
+pub(crate) struct Patience {
+    /// Wait so long for the guest's agent
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    wait: u32,
+}
+
+impl Patience {
+    pub(crate) fn limit(&self) -> Duration {
+        Duration::from_secs(self.wait.into())
+    }
 }
 
 /// `balloon`

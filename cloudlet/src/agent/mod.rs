@@ -87,15 +87,15 @@ pub fn connect(path: &Path) -> Result<UnixStream, Error> {
     }
 }
 
-/// Waits until the agent behind the VM's vsock socket at `path` lets somebody in.
+/// As [`connect`], and waits until the agent lets us in, for `limit` at the most.
 ///
 /// # Errors
 /// There is no VM any more, or no agent until then.
-pub fn wait(path: &Path, limit: Duration) -> Result<(), Error> {
+pub fn connect_within(path: &Path, limit: Duration) -> Result<UnixStream, Error> {
     let deadline = Instant::now() + limit;
     loop {
         match connect(path) {
-            Ok(_) => return Ok(()),
+            Ok(stream) => return Ok(stream),
             Err(Error::NoAgent | Error::Silent) if Instant::now() < deadline => {
                 std::thread::sleep(WAIT_POLL);
             }

@@ -112,6 +112,7 @@ Exit codes:
 
 Examples:
   cloudlet exec web -- uname -a
+  cloudlet exec --wait 30 web -- systemctl is-system-running --wait
   cloudlet exec web --cwd /srv --env DEBUG=1 -- ./server --port 80
   cloudlet exec -t web -- bash
   tar c dir | cloudlet exec web -- tar x -C /srv";

@@ -78,7 +78,8 @@ fn create_of_image(
         balloon: true,
     };
     boot_and_publish(host, store, &args.tag, source, |vsock| {
-        cloudlet::agent::wait(vsock, AGENT_TIMEOUT)
+        cloudlet::agent::connect_within(vsock, AGENT_TIMEOUT)
+            .map(drop)
             .context("the image's agent does not answer; `cloudlet run --image` shows its console")
     })
 }

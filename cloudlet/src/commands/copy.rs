@@ -51,7 +51,7 @@ pub(super) fn copy(host: &Host, args: &Cp) -> Result<ExitCode> {
         }
         _ => bail!("both are in VMs: copy to the host first"),
     };
-    let stream = host.agent_of(vm)?;
+    let stream = host.agent_of(vm, args.patience.limit())?;
     let interrupted = watch_interrupts(&stream).context("cannot watch for signals")?;
     let progress = host.output.progress();
     let mut show = |done, total| progress.show("copy", done, total);

@@ -53,7 +53,7 @@ fn run(host: &Host, args: &Exec) -> Result<u8> {
         directory: args.cwd.as_bytes(),
         terminal: args.tty.then(terminal_size),
     };
-    let stream = host.agent_of(&args.name)?;
+    let stream = host.agent_of(&args.name, args.patience.limit())?;
     let streams = Streams {
         input: Box::new(io::stdin()),
         output: Box::new(io::stdout()),

@@ -21,6 +21,7 @@ mod vm;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
@@ -121,13 +122,14 @@ impl Host {
         Ok(path.into())
     }
 
-    /// A connection to the agent in the VM named `name`.
-    fn agent_of(&self, name: &str) -> Result<UnixStream> {
+    /// A connection to the agent in the VM named `name`, which is waited for so long.
+    fn agent_of(&self, name: &str, patience: Duration) -> Result<UnixStream> {
         let status = self.connect(name)?.ask(&Request::Status)?;
         if status["state"] == "paused" {
             anyhow::bail!("{name} is paused, and so is its agent: `cloudlet resume {name}`");
         }
-        cloudlet::agent::connect(&self.vsock_of(name)?).with_context(|| name.to_owned())
+        cloudlet::agent::connect_within(&self.vsock_of(name)?, patience)
+            .with_context(|| name.to_owned())
     }
 
     /// Asks the VM named `name` for something, with a progress bar on a terminal.

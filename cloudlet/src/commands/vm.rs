@@ -106,7 +106,7 @@ pub(super) fn change(host: &Host, name: &str, request: &Request) -> Result<()> {
 
 /// Has a guest give back what it does not need.
 pub(super) fn sync(host: &Host, name: &str) -> Result<()> {
-    let trimmed = cloudlet::agent::sync(host.agent_of(name)?)
+    let trimmed = cloudlet::agent::sync(host.agent_of(name, Duration::ZERO)?)
         .with_context(|| format!("cannot sync {name}"))?;
     let total: u64 = trimmed
         .iter()

@@ -77,10 +77,19 @@ fn start(host: &Host, kernel: &str, cpus: u32, memory_mib: u32) -> Outcome<Proce
     ];
     let args = [&["run", "--name", "vm"], &boot[..], &machine].concat();
     let vm = Process::spawn(&mut host.command(&args), Stdio::piped())?;
-    let answers = || host.ok(&["exec", "vm", "--", "true"]).ok();
-    host.wait_until("an answer of the agent", BOOT, answers)
-        .map_err(|failure| Failure::new(format!("{failure}{}", host.evidence())))?;
+    await_agent(host)?;
     Ok(vm)
+}
+
+/// Waits until the guest has booted. What it said is lost with its VM, hence told here.
+fn await_agent(host: &Host) -> Outcome {
+    let limit = host.limit(BOOT);
+    let wait = limit.as_secs().to_string();
+    let exec = host.spawn(&["exec", "--wait", &wait, "vm", "--", "true"])?;
+    exec.wait(limit * 2)?
+        .expect_code(0)
+        .map(drop)
+        .map_err(|failure| Failure::new(format!("{failure}{}", host.evidence())))
 }
 
 /// Runs a command in the guest that ends it, and perhaps its own connection with it: the VM's exit
@@ -132,8 +141,7 @@ fn with_systemd(host: &Host) -> Outcome {
     let image = linux::dir(SYSTEMD)?.to_string_lossy().into_owned();
     let machine = ["--image", &image, "--memory", "384", "--cpus", "2"];
     host.ok(&[&["run", "--detach", "--name", "vm"], &machine[..]].concat())?;
-    let answers = || host.ok(&["exec", "vm", "--", "true"]).ok();
-    host.wait_until("an answer of the agent", BOOT, answers)?;
+    await_agent(host)?;
     let state = ["exec", "vm", "--", "systemctl", "is-system-running"];
     host.wait_until("the end of systemd's start", BOOT, || {
         let said = host.run(&state).ok()?.stdout;
