@@ -4,6 +4,10 @@
 //! registers but those to sleep and to reset, no SCI. Events come through a Generic Event Device
 //! (5.6.9) with one interrupt for each, so that no register has to say which it was.
 //!
+//! Linux does not use the reset register of such a platform if it has no EFI: it goes to real mode and
+//! enters the firmware at the reset vector (linux `arch/x86/kernel/reboot.c`, `reboot_init`; the jump is in
+//! `arch/x86/realmode/rm/reboot.S`). So there is a little code there that writes the register.
+//!
 //! The device of the VM generation id is Microsoft's "Virtual Machine Generation ID".
 
 use acpi_tables::Aml;
@@ -20,7 +24,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-use super::layout::{ACPI_TABLES, HIGH_RAM_START, RSDP};
+use super::layout::{ACPI_TABLES, RESET_VECTOR, RSDP};
 use super::{BootError, write};
 use crate::memory::GuestRam;
 
@@ -91,14 +95,14 @@ pub struct Hardware {
     pub generation_gsi: u32,
 }
 
-/// Write all tables; returns where the root pointer is.
+/// Write all tables and the code at the reset vector; returns where the root pointer is.
 pub(super) fn write_tables(guest: &GuestRam, hardware: &Hardware) -> Result<u64, BootError> {
     let mut at = ACPI_TABLES;
     let mut place = |bytes: &[u8]| {
         let start = at;
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         at = start.saturating_add(len).next_multiple_of(ALIGNMENT);
-        if at > HIGH_RAM_START {
+        if at > RESET_VECTOR {
             return Err(BootError::AcpiSpace(at - ACPI_TABLES));
         }
         write(guest, bytes, start, "the ACPI tables")?;
@@ -113,6 +117,8 @@ pub(super) fn write_tables(guest: &GuestRam, hardware: &Hardware) -> Result<u64,
     let xsdt = place(&bytes_of(&xsdt))?;
     let rsdp = bytes_of(&Rsdp::new(OEM_ID, xsdt));
     write(guest, &rsdp, RSDP, "the ACPI root pointer")?;
+    let code = reset_code(hardware.reset);
+    write(guest, &code, RESET_VECTOR, "the reset vector")?;
     Ok(RSDP)
 }
 
@@ -120,6 +126,18 @@ fn bytes_of(table: &dyn Aml) -> Vec<u8> {
     let mut bytes = Vec::new();
     table.to_aml_bytes(&mut bytes);
     bytes
+}
+
+/// What a processor that enters at the reset vector, in real mode, is to do.
+fn reset_code((port, value): (u16, u8)) -> [u8; 9] {
+    let [low, high] = port.to_le_bytes();
+    [
+        0xb0, value, // mov al, value
+        0xba, low, high, // mov dx, port
+        0xee, // out dx, al
+        0xf4, // hlt
+        0xeb, 0xfd, // jmp to the hlt
+    ]
 }
 
 /// The fixed description (5.2.9).

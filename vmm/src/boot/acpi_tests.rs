@@ -136,6 +136,16 @@ fn the_dsdt_has_every_device_once() {
 }
 
 #[test]
+fn the_reset_vector_resets() {
+    let ram = ram();
+    write_tables(ram.guest(), &hardware(1)).unwrap();
+    let mut code = [0; 16];
+    let at = GuestAddress(0xf_fff0);
+    ram.guest().read_slice(&mut code, at).unwrap();
+    assert_eq!(code[..9], *b"\xb0\xfe\xba\x64\x00\xee\xf4\xeb\xfd");
+}
+
+#[test]
 fn more_than_there_is_room_for_is_refused() {
     let refused = write_tables(ram().guest(), &hardware(4000));
     assert!(matches!(refused, Err(BootError::AcpiSpace(_))));

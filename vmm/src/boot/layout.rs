@@ -34,3 +34,5 @@ pub const HIGH_RAM_START: u64 = 0x10_0000;
 pub const RSDP: u64 = 0xe_0000;
 /// ACPI: the tables, one behind the other.
 pub const ACPI_TABLES: u64 = 0xe_0040;
+/// Where a processor begins after a reset, F000:FFF0, the firmware's entry on a PC.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
