@@ -214,7 +214,8 @@ fn power_cut(host: &Host) -> Outcome {
         host.wait_for_end(pid)?;
         synced.extend(files(&host.console("vm"), "synced"));
     }
-    ensure!(synced.len() >= 30, "{} files", synced.len());
+    // The last line of each round may not have been whole.
+    ensure!(synced.len() >= 27, "{} files", synced.len());
 
     // The disk as the last kill left it: the journal is replayed, then there is nothing to mend.
     let script = "echo at hand; sleep 1000";
