@@ -150,9 +150,8 @@ fn tail(output: &mut File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The cases that `patterns` pick: all without one, else those whose name contains one of them. Those
-/// before the case `from` are left out.
-pub fn select(mut cases: Vec<Case>, patterns: &[String], from: Option<&str>) -> Outcome<Vec<Case>> {
+/// The cases that `patterns` pick: all without one, else those whose name contains one of them.
+pub fn select(cases: Vec<Case>, patterns: &[String]) -> Outcome<Vec<Case>> {
     let picks = |case: &Case, pattern: &String| case.name.contains(pattern.as_str());
     if let Some(unknown) = patterns
         .iter()
@@ -162,12 +161,18 @@ pub fn select(mut cases: Vec<Case>, patterns: &[String], from: Option<&str>) -> 
             "no case has {unknown:?} in its name (see --list)"
         )));
     }
-    if let Some(from) = from {
-        let first = cases.iter().position(|case| case.name == from);
-        cases.drain(..first.ok_or_else(|| Failure::new(format!("no case {from} (see --list)")))?);
-    }
     let wanted = |case: &Case| patterns.is_empty() || patterns.iter().any(|p| picks(case, p));
     Ok(cases.into_iter().filter(wanted).collect())
+}
+
+/// `cases` without those before the one named `first`.
+pub fn from(mut cases: Vec<Case>, first: Option<&str>) -> Outcome<Vec<Case>> {
+    if let Some(first) = first {
+        let at = cases.iter().position(|case| case.name == first);
+        let at = at.ok_or_else(|| Failure::new(format!("no case {first} among these")))?;
+        cases.drain(..at);
+    }
+    Ok(cases)
 }
 
 #[cfg(test)]
@@ -191,17 +196,24 @@ mod tests {
 
     #[test]
     fn a_pattern_that_picks_nothing_is_an_error() {
-        let picked = |patterns: &[&str], from| {
+        let picked = |patterns: &[&str]| {
             let patterns: Vec<_> = patterns.iter().map(|&word| word.to_owned()).collect();
-            select(cases::all(), &patterns, from).map(|cases| cases.len())
+            select(cases::all(), &patterns).map(|cases| cases.len())
         };
-        assert!(picked(&["no such case"], None).is_err());
-        assert!(picked(&[], Some("no such case")).is_err());
-        assert_eq!(picked(&[], None).unwrap(), cases::all().len());
-        assert_eq!(picked(&["cli_help"], None).unwrap(), 1);
-        let last = cases::all().last().map(|case| case.name);
-        assert_eq!(picked(&[], last).unwrap(), 1);
-        assert_eq!(picked(&["cli_help"], last).unwrap(), 0);
+        assert!(picked(&["no such case"]).is_err());
+        assert_eq!(picked(&[]).unwrap(), cases::all().len());
+        assert_eq!(picked(&["cli_help"]).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_run_may_begin_at_a_case() {
+        let all = || cases::all();
+        assert_eq!(from(all(), None).unwrap().len(), all().len());
+        assert_eq!(
+            from(all(), Some(all()[1].name)).unwrap().len(),
+            all().len() - 1
+        );
+        assert!(from(all(), Some("no such case")).is_err());
     }
 
     #[test]

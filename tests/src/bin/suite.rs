@@ -1,7 +1,8 @@
 //! The end-to-end suite as a program: runs the built `cloudlet` as a user would.
 //!
-//!     suite [--lane 1|2] [--json] [--from CASE] [PATTERN...]
-//!                        run all cases, or those with PATTERN in their name, from CASE on
+//!     suite [--lane 1|2] [--json] [--from CASE] [--shard K/N] [PATTERN...]
+//!                        run all cases, or those with PATTERN in their name, from CASE on; of these
+//!                        every N-th from the K-th on
 //!     suite --list       name them
 //!
 //! A line for each case, totals at the end, exit code 1 if any failed, 2 for a wrong call.
@@ -21,6 +22,7 @@ struct Options {
     help: bool,
     one: Option<String>,
     from: Option<String>,
+    shard: (usize, usize),
     patterns: Vec<String>,
 }
 
@@ -34,18 +36,25 @@ fn main() -> ExitCode {
     };
     if options.help {
         println!(
-            "suite [--lane 1|2] [--json] [--from CASE] [PATTERN...]\n\
-             suite --list\n\n\
-             Runs the end-to-end cases, all or those with a PATTERN in their name, from CASE on, against\n\
+            "suite [--lane 1|2] [--json] [--from CASE] [--shard K/N] [PATTERN...]\n\
+             suite --list [--shard K/N] [PATTERN...]\n\n\
+             Runs the end-to-end cases, all or those with a PATTERN in their name, from CASE on,\n\
+             every N-th of them from the K-th on, against\n\
              CLOUDLET_BIN or the cloudlet beside this program."
         );
         return ExitCode::SUCCESS;
     }
     if options.list {
-        cases::all()
-            .iter()
-            .for_each(|case| println!("{}", case.name));
-        return ExitCode::SUCCESS;
+        return match chosen(&options) {
+            Ok(cases) => {
+                cases.iter().for_each(|case| println!("{}", case.name));
+                ExitCode::SUCCESS
+            }
+            Err(failure) => {
+                eprintln!("{failure}");
+                ExitCode::from(2)
+            }
+        };
     }
     let result = match &options.one {
         Some(name) => run_one(name, options.lane).map(|()| true),
@@ -69,6 +78,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
         help: false,
         one: None,
         from: None,
+        shard: (1, 1),
         patterns: Vec::new(),
     };
     let mut arguments = arguments;
@@ -84,6 +94,10 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
             "--json" => options.json = true,
             "--list" => options.list = true,
             "--from" => options.from = Some(arguments.next().ok_or("--from takes a name")?),
+            "--shard" => {
+                let shard = arguments.next().as_deref().and_then(shard);
+                options.shard = shard.ok_or("--shard takes K/N, the K-th of N")?;
+            }
             "--help" | "-h" => options.help = true,
             "--one" => options.one = Some(arguments.next().ok_or("--one takes a name")?),
             flag if flag.starts_with('-') => return Err(format!("unknown option {flag}")),
@@ -91,6 +105,21 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
         }
     }
     Ok(options)
+}
+
+/// `K/N`.
+fn shard(text: &str) -> Option<(usize, usize)> {
+    let (number, of) = text.split_once('/')?;
+    let (number, of) = (number.parse().ok()?, of.parse().ok()?);
+    (1..=of).contains(&number).then_some((number, of))
+}
+
+/// The cases that were asked for. A shard's stay its own, wherever it begins.
+fn chosen(options: &Options) -> Outcome<Vec<Case>> {
+    let (number, of) = options.shard;
+    let cases = runner::select(cases::all(), &options.patterns)?;
+    let cases = cases.into_iter().skip(number - 1).step_by(of).collect();
+    runner::from(cases, options.from.as_deref())
 }
 
 /// What the child process of a run does: one case, here.
@@ -107,7 +136,7 @@ fn run_all(options: &Options) -> Outcome<bool> {
     process::adopt_orphans()?;
     let _held = options.lane.hold()?;
     let (mut passed, mut failed, mut skipped) = (0_u32, 0_u32, 0_u32);
-    for case in runner::select(cases::all(), &options.patterns, options.from.as_deref())? {
+    for case in chosen(options)? {
         let lane = options.lane.number().to_string();
         let arguments = ["--lane", &lane, "--one", case.name].map(str::to_owned);
         let report = runner::run_case(&case, options.lane, &arguments);
