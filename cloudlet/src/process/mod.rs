@@ -25,6 +25,7 @@ mod save;
 mod server;
 mod supervise;
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, BufRead, Write};
 use std::sync::{Arc, Mutex};
@@ -76,6 +77,14 @@ fn read_spec() -> Result<Spec, Failure> {
     Ok(serde_json::from_str(&line)?)
 }
 
+/// Lets tools that list processes show `vm-NAME`, of which the kernel keeps 15 bytes.
+fn name_process(vm: &str) {
+    if let Ok(name) = CString::new(format!("vm-{vm}")) {
+        // Without it the process goes by the name of the program's file.
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
 /// A process whose VM is built and does not run yet.
 struct Process {
     spec: Spec,
@@ -88,6 +97,7 @@ struct Process {
 fn start() -> Result<Process, Failure> {
     let spec = read_spec()?;
     let dir = VmDir::new(&spec.vms, VmName::new(&spec.name)?);
+    name_process(&spec.name);
     let lock = dir.claim()?;
     let report = File::create(dir.report())?;
     let hook = if spec.seccomp {

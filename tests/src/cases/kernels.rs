@@ -1,7 +1,7 @@
 //! Debian's kernels with the initial RAM disk that Debian's own tools make, and Debian's userland, in
 //! machines of different sizes.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::{Case, Needs};
@@ -36,6 +36,11 @@ pub(super) const CASES: &[Case] = &[
         name: "debian_with_systemd_is_a_base_vm",
         run: with_systemd,
         needs: needs(&[SYSTEMD]).within(150),
+    },
+    Case {
+        name: "linux_runs_the_process_of_an_oci_image",
+        run: oci,
+        needs: needs(&[DEBIAN]).with_programs(&["tar", "sha256sum", "busybox"]),
     },
 ];
 
@@ -159,4 +164,47 @@ fn with_systemd(host: &Host) -> Outcome {
     ensure_eq!(host.ok(&state)?, "running\n", "systemd after the restore");
     host.ok(&["shutdown", "vm"])?;
     host.wait_for_end(vm)
+}
+
+/// Makes the OCI image `oci` (image-spec 1.1, `image-layout.md`) of a busybox.
+const MAKE_OCI: &str = r#"
+    set -e
+    mkdir -p tree/bin tree/srv oci/blobs/sha256
+    cp "$(command -v busybox)" tree/bin/busybox
+    for name in sh pwd sleep cat; do ln -s busybox tree/bin/$name; done
+    echo served >tree/srv/page
+    tar -C tree -cf layer .
+    blob() {
+        digest=$(sha256sum <"$1" | cut -c 1-64)
+        cp "$1" oci/blobs/sha256/$digest
+        printf '"mediaType":"application/vnd.oci.image.%s","digest":"sha256:%s","size":%s' \
+            "$2" $digest "$(wc -c <"$1")"
+    }
+    layer=$(blob layer layer.v1.tar)
+    printf '{"architecture":"amd64","os":"linux","config":{"Env":["GREETING=hello","PATH=/bin"],
+        "WorkingDir":"/srv","Entrypoint":["/bin/sh","-c"],
+        "Cmd":["echo \\"the process says $GREETING in $(pwd)\\"; sleep 1000"]},
+        "rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' $(sha256sum <layer | cut -c 1-64) >config
+    config=$(blob config config.v1+json)
+    printf '{"schemaVersion":2,"config":{%s},"layers":[{%s}]}' "$config" "$layer" >manifest
+    printf '{"schemaVersion":2,"manifests":[{%s}]}' "$(blob manifest manifest.v1+json)" >oci/index.json
+    printf '{"imageLayoutVersion":"1.0.0"}' >oci/oci-layout
+"#;
+
+fn oci(host: &Host) -> Outcome {
+    let mut make = Command::new("sh");
+    make.args(["-c", MAKE_OCI]).current_dir(host.path(""));
+    Process::spawn(&mut make, Stdio::null())?
+        .wait(host.limit(END))?
+        .expect_code(0)?;
+    let kernel = linux::dir(DEBIAN)?.to_string_lossy().into_owned();
+    let import = ["image", "import", "oci", "image", "--size", "64"];
+    host.ok(&[&import[..], &["--kernel-from", &kernel]].concat())?;
+    let run = ["run", "--detach", "--name", "vm", "--memory", "192"];
+    host.ok(&[&run[..], &["--image", "image"]].concat())?;
+    await_agent(host)?;
+    host.wait_for_console("vm", "the process says hello in /srv")?;
+    let page = host.ok(&["exec", "vm", "--", "cat", "/srv/page"])?;
+    ensure_eq!(page, "served\n", "a file of the image");
+    Ok(())
 }

@@ -130,6 +130,8 @@ fn detached(host: &Host) -> Outcome {
     ensure_eq!(listed[0]["name"], "web", "the name in ps");
     ensure_eq!(pid_of(&listed[0])?, pid, "the pid in ps");
     ensure!(process::is_alive(pid), "the VMM process is not there");
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm"))?;
+    ensure_eq!(comm, "vm-web\n", "the process' name");
     ensure!(
         host.ok(&["ps"])?.contains("web"),
         "ps for people does not list it"
