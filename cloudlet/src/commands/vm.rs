@@ -147,10 +147,6 @@ pub(super) fn shutdown(host: &Host, args: &Shutdown) -> Result<()> {
     if let Some(report) = report_of(&report) {
         bail!("{name} has ended, but not by a power-off: {report}");
     }
-    // Nor a directory, which only an end in order removes.
-    if host.find(name).is_ok_and(|left| !left.is_alive()) {
-        bail!("{name} has ended, but not by a power-off: its process was killed");
-    }
     host.output
         .result(&json!({ "name": name, "state": "shut down" }), String::new);
     Ok(())
