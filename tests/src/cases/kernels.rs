@@ -82,6 +82,7 @@ fn start(host: &Host, kernel: &str, cpus: u32, memory_mib: u32) -> Outcome<Proce
     ];
     let args = [&["run", "--name", "vm"], &boot[..], &machine].concat();
     let vm = Process::spawn(&mut host.command(&args), Stdio::piped())?;
+    host.wait_until("the VM", END, || host.status("vm").ok())?;
     await_agent(host)?;
     Ok(vm)
 }
