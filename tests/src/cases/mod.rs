@@ -128,7 +128,7 @@ impl Case {
     pub fn reason_to_skip(&self, lane: Lane) -> Option<String> {
         let needs = &self.needs;
         if !needs.linux.is_empty() && lane == Lane::One && Path::new(NO_HARDWARE).exists() {
-            return Some("lane 2 only: Linux guests need VT-x or SVM".to_owned());
+            return Some("Linux guests need VT-x or SVM".to_owned());
         }
         if let Some((only, why)) = needs.only_lane
             && only != lane
