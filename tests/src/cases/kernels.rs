@@ -172,7 +172,7 @@ const MAKE_OCI: &str = r#"
     set -e
     mkdir -p tree/bin tree/srv oci/blobs/sha256
     cp "$(command -v busybox)" tree/bin/busybox
-    for name in sh pwd sleep cat; do ln -s busybox tree/bin/$name; done
+    for name in sh pwd sleep cat true; do ln -s busybox tree/bin/$name; done
     echo served >tree/srv/page
     tar -C tree -cf layer .
     blob() {
