@@ -221,24 +221,7 @@ impl Host {
             }
         }
         for pid in self.processes() {
-            for (thread, name) in process::threads(pid) {
-                let read = |what: &str| {
-                    let path = format!("/proc/{pid}/task/{thread}/{what}");
-                    fs::read_to_string(path).unwrap_or_default()
-                };
-                let stat = read("stat");
-                // Behind the name: the state, and as the 11th the time in user mode, in ticks.
-                let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-                let fields: Vec<_> = fields.split_whitespace().collect();
-                let field = |at: usize| fields.get(at).copied().unwrap_or_default();
-                text += &format!(
-                    "\n{pid}/{name}: {} in {}, {} and {} ticks",
-                    field(0),
-                    read("wchan"),
-                    field(11),
-                    field(12)
-                );
-            }
+            text += &process::thread_states(pid);
         }
         text
     }

@@ -365,6 +365,26 @@ pub fn threads(pid: u32) -> Vec<(u32, String)> {
     named.collect()
 }
 
+/// What the threads of a process are doing, a line each: state, where in the kernel, and the ticks in
+/// user and in kernel mode (proc_pid_stat(5)).
+#[must_use]
+pub fn thread_states(pid: u32) -> String {
+    let mut text = String::new();
+    for (thread, name) in threads(pid) {
+        let read = |what: &str| {
+            fs::read_to_string(format!("/proc/{pid}/task/{thread}/{what}")).unwrap_or_default()
+        };
+        let (stat, wchan) = (read("stat"), read("wchan"));
+        // The name may have anything in it, so it is counted from behind it.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let fields: Vec<_> = fields.split_whitespace().collect();
+        let field = |at: usize| fields.get(at).copied().unwrap_or_default();
+        let (state, user, kernel) = (field(0), field(11), field(12));
+        text += &format!("\n{pid}/{name}: {state} in {wchan}, {user} and {kernel} ticks");
+    }
+    text
+}
+
 /// One figure of proc_pid_smaps_rollup(5) by its name, KiB.
 pub fn memory_kib(pid: u32, what: &str) -> Outcome<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
