@@ -111,6 +111,15 @@ pub enum Error {
     Refused(String),
 }
 
+impl Error {
+    /// Whether nobody listens at the socket, now.
+    #[must_use]
+    pub fn is_nobody_there(&self) -> bool {
+        let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+        matches!(self, Self::Connect { source, .. } if nobody.contains(&source.kind()))
+    }
+}
+
 /// A connection to a VM's control socket.
 #[derive(Debug)]
 pub struct Client {

@@ -21,6 +21,8 @@ const LANE_2_SLOWDOWN: u32 = 6;
 
 /// How long a guest may take to boot, and a process to end.
 const BOOT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a guest may take to shut down, in lane 1.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Which KVM is underneath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,6 +251,14 @@ impl Host {
             .as_str()
             .unwrap_or_default()
             .to_owned())
+    }
+
+    /// Presses the VM's power button and waits until its guest has shut down.
+    #[track_caller]
+    pub fn shut_down(&self, name: &str) -> Outcome {
+        let timeout = self.limit(SHUTDOWN_LIMIT).as_secs().to_string();
+        self.ok(&["shutdown", name, "--timeout", &timeout])
+            .map(drop)
     }
 
     /// Waits until the process `pid` is no more.

@@ -21,7 +21,7 @@ mod vm;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
@@ -34,6 +34,10 @@ use serde_json::Value;
 use crate::cli::{Cli, Command, NewVm};
 use output::Output;
 pub(crate) use scratch::SWEEP_COMMAND;
+
+/// How long a VM may have its name and not listen yet.
+const STARTING_TIMEOUT: Duration = Duration::from_secs(10);
+const STARTING_POLL: Duration = Duration::from_millis(5);
 
 /// Does what `cli` says; the code is the process's.
 pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
@@ -103,23 +107,29 @@ impl Host {
         Ok(registry::find(&self.paths.vms()?, name)?)
     }
 
-    /// A connection to the living VM named `name`.
+    /// A connection to the living VM named `name`. One that is just starting has its name before it
+    /// listens, and is waited for.
     fn connect(&self, name: &str) -> Result<Client> {
-        let dir = self.find(name)?;
-        if !dir.is_alive() {
-            let report = launch::read_report(&dir).unwrap_or_else(|| "it was killed".to_owned());
-            anyhow::bail!("{name} has ended: {report} (`cloudlet stop {name}` forgets it)");
+        let deadline = Instant::now() + STARTING_TIMEOUT;
+        loop {
+            let dir = self.find(name)?;
+            if !dir.is_alive() {
+                let report =
+                    launch::read_report(&dir).unwrap_or_else(|| "it was killed".to_owned());
+                anyhow::bail!("{name} has ended: {report} (`cloudlet stop {name}` forgets it)");
+            }
+            match Client::connect(&dir.control_socket()) {
+                Err(error) if error.is_nobody_there() && Instant::now() < deadline => {
+                    std::thread::sleep(STARTING_POLL);
+                }
+                connected => return Ok(connected?),
+            }
         }
-        Ok(Client::connect(&dir.control_socket())?)
     }
 
     /// The socket of a living VM's vsock.
     fn vsock_of(&self, name: &str) -> Result<PathBuf> {
-        let status = self.connect(name)?.ask(&Request::Status)?;
-        let path = status["vsock"]
-            .as_str()
-            .with_context(|| format!("{name} has no vsock"))?;
-        Ok(path.into())
+        vsock_in(name, &self.connect(name)?.ask(&Request::Status)?)
     }
 
     /// A connection to the agent in the VM named `name`, which is waited for so long.
@@ -128,7 +138,7 @@ impl Host {
         if status["state"] == "paused" {
             anyhow::bail!("{name} is paused, and so is its agent: `cloudlet resume {name}`");
         }
-        cloudlet::agent::connect_within(&self.vsock_of(name)?, patience)
+        cloudlet::agent::connect_within(&vsock_in(name, &status)?, patience)
             .with_context(|| name.to_owned())
     }
 
@@ -176,6 +186,12 @@ impl Host {
         progress.finish();
         started.with_context(|| format!("cannot start {name}"))
     }
+}
+
+/// The socket of the vsock that a VM's status tells of.
+fn vsock_in(name: &str, status: &Value) -> Result<PathBuf> {
+    let path = status["vsock"].as_str();
+    Ok(path.with_context(|| format!("{name} has no vsock"))?.into())
 }
 
 /// `path` as a VMM process understands it, which has this process's directory but may outlive it.

@@ -82,7 +82,8 @@ fn start(host: &Host, kernel: &str, cpus: u32, memory_mib: u32) -> Outcome<Proce
     ];
     let args = [&["run", "--name", "vm"], &boot[..], &machine].concat();
     let vm = Process::spawn(&mut host.command(&args), Stdio::piped())?;
-    host.wait_until("the VM", END, || host.status("vm").ok())?;
+    let runs = || host.state("vm").is_ok_and(|state| state == "running");
+    host.wait_until("the VM", END, || runs().then_some(()))?;
     await_agent(host)?;
     Ok(vm)
 }
@@ -163,7 +164,7 @@ fn with_systemd(host: &Host) -> Outcome {
     let vm = pid_of(&host.json(&["restore", "all", "--name", "vm"])?)?;
     host.ok(&["exec", "vm", "--", "test", "-e", "/run/here"])?;
     ensure_eq!(host.ok(&state)?, "running\n", "systemd after the restore");
-    host.ok(&["shutdown", "vm"])?;
+    host.shut_down("vm")?;
     host.wait_for_end(vm)
 }
 

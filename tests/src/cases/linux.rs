@@ -121,7 +121,7 @@ fn shuts_down(host: &Host) -> Outcome {
     let console = guest.wait_for(host, "vm", "waiting")?;
     says(&console, "cpus: 4")?;
     ensure!(!console.contains("error: "), "{console}");
-    host.ok(&["shutdown", "vm"])?;
+    host.shut_down("vm")?;
     let finished = vm
         .wait(host.limit(Duration::from_secs(10)))?
         .expect_code(0)?;
