@@ -19,6 +19,10 @@ use crate::registry::{self, VmDir};
 /// The subcommand that makes this program a VMM process.
 pub const VMM_COMMAND: &str = "vmm-process";
 
+/// What a VM that ended in order leaves in its report: no words, but something, which a killed one does
+/// not.
+pub(crate) const IN_ORDER: &str = "\n";
+
 /// Most bytes shown of what a VMM process left in its report or log.
 const WORDS_LEN_MAX: u64 = 64 << 10;
 
@@ -247,11 +251,26 @@ pub fn read_report(dir: &VmDir) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// As [`read_report`], of a report that was opened while the VM lived: its directory may be gone.
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// It was stopped or powered off.
+    InOrder,
+    /// It said why.
+    Reported(String),
+    /// Its process went without a word.
+    Killed,
+}
+
+/// What an ended VM's report says, which was opened while the VM lived: its directory may be gone.
 #[must_use]
-pub fn report_of(report: &File) -> Option<String> {
-    let text = words_of(report);
-    (!text.is_empty()).then_some(text)
+pub fn end_of(report: &File) -> End {
+    let empty = report.metadata().is_ok_and(|file| file.len() == 0);
+    match words_of(report) {
+        _ if empty => End::Killed,
+        words if words.is_empty() => End::InOrder,
+        words => End::Reported(words),
+    }
 }
 
 fn read_words(path: &Path) -> String {
@@ -368,5 +387,20 @@ mod tests {
         std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
         assert_eq!(read_words(&path).len(), 64 << 10);
         assert_eq!(read_words(&dir.path().join("none")), "");
+    }
+
+    #[test]
+    fn an_orderly_end_is_told_from_a_killed_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report");
+        let end_after = |words: &str| {
+            std::fs::write(&path, words).unwrap();
+            end_of(&File::open(&path).unwrap())
+        };
+        assert_eq!(end_after(""), End::Killed);
+        assert_eq!(end_after(IN_ORDER), End::InOrder);
+        assert_eq!(read_words(&path), "");
+        let words = "triple fault";
+        assert_eq!(end_after(words), End::Reported(words.to_owned()));
     }
 }

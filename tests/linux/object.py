@@ -1,12 +1,10 @@
 #!/usr/bin/python3
 """A recogniser of pictures for the Debian test guest, with numpy: nearest neighbours by features.
 
-    object.py serve DATA SOCKET    computes the features of every picture of DATA and answers
-    object.py ask DATA SOCKET N    sends the picture N of those held back, prints the answer
-    object.py verify SOCKET        says whether the features are still what they were
+    object.py DATA SOCKET    computes the features of every picture of DATA and answers
 
-A record of DATA is a label and 8x8 pixels of 0 to 16, 65 bytes in all; every fifth picture is held
-back. Features are histograms of the gradient's direction: 8 directions in each cell of 4x4 pixels of
+object_ask.py asks. A record of DATA is a label and 8x8 pixels of 0 to 16, 65 bytes in all; every fifth
+picture is held back. Features are histograms of the gradient's direction: 8 directions in each cell of 4x4 pixels of
 the picture enlarged to 32x32, and every shift of a picture by up to a pixel has its own.
 """
 
@@ -26,10 +24,9 @@ NEIGHBOURS = 5
 REQUEST_LEN_MAX = 1 + PIXELS
 
 
-def records(path):
+def training(path):
     data = np.fromfile(path, dtype=np.uint8).reshape(-1, 1 + PIXELS)
-    held = np.arange(len(data)) % 5 == 4
-    return data[~held], data[held]
+    return data[np.arange(len(data)) % 5 != 4]
 
 
 def features(pixels):
@@ -53,10 +50,10 @@ def features(pixels):
 
 
 class Recogniser:
-    def __init__(self, training):
-        pixels = training[:, 1:].reshape(-1, 8, 8)
+    def __init__(self, known):
+        pixels = known[:, 1:].reshape(-1, 8, 8)
         shifted = [np.roll(pixels, shift, (1, 2)) for shift in SHIFTS]
-        self.labels = np.tile(training[:, 0], len(SHIFTS))
+        self.labels = np.tile(known[:, 0], len(SHIFTS))
         self.features = np.concatenate([features(p.reshape(-1, PIXELS)) for p in shifted])
         self.hash = self.hash_now()
 
@@ -86,7 +83,7 @@ class Recogniser:
 
 
 def serve(data, path):
-    recogniser = Recogniser(records(data)[0])
+    recogniser = Recogniser(training(data))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path + ".new")
     listener.listen()
@@ -97,25 +94,6 @@ def serve(data, path):
             connection.send(recogniser.answer(connection.recv(REQUEST_LEN_MAX)).encode())
 
 
-def ask(path, request):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.connect(path)
-        connection.send(request)
-        print(connection.recv(4096).decode())
-
-
-def main(words):
-    match words:
-        case ["serve", data, path]:
-            serve(data, path)
-        case ["ask", data, path, number]:
-            picture = records(data)[1][int(number)]
-            print(f"shows {picture[0]}:", end=" ")
-            ask(path, b"p" + picture[1:].tobytes())
-        case ["verify", path]:
-            ask(path, b"v")
-        case _:
-            sys.exit(__doc__)
-
-
-main(sys.argv[1:])
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
+serve(*sys.argv[1:])

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cloudlet::control::{Client, Error, Request};
-use cloudlet::launch::{read_report, report_of};
+use cloudlet::launch::{End, end_of, read_report};
 use cloudlet::registry::{self, VmDir};
 use serde_json::{Value, json};
 
@@ -143,9 +143,10 @@ pub(super) fn shutdown(host: &Host, args: &Shutdown) -> Result<()> {
             "{name} has not shut down within {limit:?} and runs on (`cloudlet stop` ends it at once)"
         );
     }
-    // A VM that was powered off leaves no report.
-    if let Some(report) = report_of(&report) {
-        bail!("{name} has ended, but not by a power-off: {report}");
+    match end_of(&report) {
+        End::InOrder => {}
+        End::Reported(words) => bail!("{name} has ended, but not by a power-off: {words}"),
+        End::Killed => bail!("{name} has ended, but not by a power-off: its process was killed"),
     }
     host.output
         .result(&json!({ "name": name, "state": "shut down" }), String::new);

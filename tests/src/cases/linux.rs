@@ -9,7 +9,7 @@ use crate::failure::{Failure, Outcome};
 use crate::host::Host;
 use crate::linux::LinuxGuest;
 use crate::process::Process;
-use crate::{ensure, ensure_eq};
+use crate::{ensure, ensure_eq, process};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -136,7 +136,7 @@ fn much_memory(host: &Host) -> Outcome {
     ]
     .concat();
     let guest = LinuxGuest::new(host, "6.12", MODULES, &script)?;
-    guest.boot(host, "vm", &["--memory", "4096"])?;
+    let pid = guest.boot(host, "vm", &["--memory", "4096"])?;
     let console = guest.wait_for(host, "vm", "waiting")?;
     says(&console, "100000000-13fffffff : System RAM")?;
     says(&console, "kernel: x2apic enabled")?;
@@ -150,7 +150,15 @@ fn much_memory(host: &Host) -> Outcome {
     // This guest does nothing about its power button.
     let error = host.fails(&["shutdown", "vm", "--timeout", "1"], 1)?;
     ensure!(error.contains("has not shut down"), "{error}");
-    host.ok(&["stop", "vm"]).map(drop)
+    let shutdown = host.spawn(&["shutdown", "vm"])?;
+    std::thread::sleep(host.limit(Duration::from_secs(1)));
+    process::signal_pid(pid, libc::SIGKILL)?;
+    let error = shutdown
+        .wait(host.limit(Duration::from_secs(10)))?
+        .expect_code(1)?
+        .stderr;
+    ensure!(error.contains("its process was killed"), "{error}");
+    Ok(())
 }
 
 fn host_secs() -> Outcome<u64> {
