@@ -83,6 +83,8 @@ pub fn connect(path: &Path) -> Result<UnixStream, Error> {
         Ok(()) => Ok(stream),
         Err(ClientError::Handshake(said)) if said.is_empty() => Err(Error::NoAgent),
         Err(ClientError::Io(error)) if is_timeout(&error) => Err(Error::Silent),
+        // The guest's driver started, which drops who was there before.
+        Err(ClientError::Io(error)) if is_hang_up(&error) => Err(Error::NoAgent),
         Err(error) => Err(Error::Handshake(error)),
     }
 }
@@ -108,6 +110,13 @@ fn is_timeout(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+fn is_hang_up(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
     )
 }
 
@@ -174,5 +183,39 @@ pub fn sync(stream: UnixStream) -> Result<Vec<Trimmed>, Error> {
             Reply::Error(why) => return Err(Error::Refused(words(why))),
             _ => return Err(Error::Unexpected),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_dropped_before_its_request_was_read_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = std::thread::spawn(move || {
+            let refused = connect(&path);
+            let accepted = connect_within(&path, Duration::from_secs(60));
+            (refused.map(drop), accepted.map(drop))
+        });
+        for _ in 0..2 {
+            let (stream, _) = listener.accept().unwrap();
+            // The request has come; closing now resets the connection.
+            let mut first = [0];
+            rustix::net::recv(&stream, &mut first, rustix::net::RecvFlags::PEEK).unwrap();
+        }
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        assert_eq!(line, format!("CONNECT {PORT}\n"));
+        stream.write_all(b"OK 1024\n").unwrap();
+        let (refused, accepted) = client.join().unwrap();
+        assert!(matches!(refused, Err(Error::NoAgent)), "{refused:?}");
+        accepted.unwrap();
     }
 }
