@@ -5,14 +5,20 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::registry::VmDir;
+
 /// Longest request line in bytes. An overlay's page order is the largest thing said: 20 bytes a
 /// page at most, for half a million pages.
 pub const REQUEST_LEN_MAX: usize = 10 << 20;
+
+/// How long a VM may have its name and not listen yet.
+const STARTING_TIMEOUT: Duration = Duration::from_secs(10);
+const STARTING_POLL: Duration = Duration::from_millis(5);
 
 /// A page of memory (`space` 0) or a block of disk `space - 1`, both in units of 4 KiB.
 pub type SpacePage = (u8, u64);
@@ -112,9 +118,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether nobody listens at the socket, now.
-    #[must_use]
-    pub fn is_nobody_there(&self) -> bool {
+    fn is_nobody_there(&self) -> bool {
         let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
         matches!(self, Self::Connect { source, .. } if nobody.contains(&source.kind()))
     }
@@ -136,6 +140,22 @@ impl Client {
         Ok(Self {
             reader: BufReader::new(stream),
         })
+    }
+
+    /// Connects to the VM of `dir`. One that is just starting has its name before it listens, and is
+    /// waited for.
+    pub fn reach(dir: &VmDir) -> Result<Self, Error> {
+        let deadline = Instant::now() + STARTING_TIMEOUT;
+        loop {
+            match Self::connect(&dir.control_socket()) {
+                Err(error)
+                    if error.is_nobody_there() && dir.is_alive() && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(STARTING_POLL);
+                }
+                connected => return connected,
+            }
+        }
     }
 
     /// Gives up on answers that take longer than `limit`.
@@ -176,7 +196,10 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+    use crate::registry::VmName;
 
     #[test]
     fn requests_read_as_documented() {
@@ -188,5 +211,21 @@ mod tests {
         );
         assert!(parse(r#"{"op":"explode"}"#).is_err());
         assert!(parse(r#"{"op":"pause","lease":true,"more":1}"#).is_err());
+    }
+    #[test]
+    fn a_vm_that_starts_is_waited_for_and_one_that_has_ended_is_not() {
+        let vms = tempfile::tempdir().unwrap();
+        let dir = VmDir::new(vms.path(), VmName::new("vm").unwrap());
+        assert!(Client::reach(&dir).unwrap_err().is_nobody_there());
+        let lock = dir.claim().unwrap();
+        let client = std::thread::spawn({
+            let dir = dir.clone();
+            move || Client::reach(&dir).map(drop)
+        });
+        std::thread::sleep(10 * STARTING_POLL);
+        let listener = UnixListener::bind(dir.control_socket()).unwrap();
+        client.join().unwrap().unwrap();
+        drop((listener, lock));
+        assert!(Client::reach(&dir).unwrap_err().is_nobody_there());
     }
 }

@@ -21,7 +21,7 @@ mod vm;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
@@ -34,10 +34,6 @@ use serde_json::Value;
 use crate::cli::{Cli, Command, NewVm};
 use output::Output;
 pub(crate) use scratch::SWEEP_COMMAND;
-
-/// How long a VM may have its name and not listen yet.
-const STARTING_TIMEOUT: Duration = Duration::from_secs(10);
-const STARTING_POLL: Duration = Duration::from_millis(5);
 
 /// Does what `cli` says; the code is the process's.
 pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
@@ -107,24 +103,14 @@ impl Host {
         Ok(registry::find(&self.paths.vms()?, name)?)
     }
 
-    /// A connection to the living VM named `name`. One that is just starting has its name before it
-    /// listens, and is waited for.
+    /// A connection to the living VM named `name`.
     fn connect(&self, name: &str) -> Result<Client> {
-        let deadline = Instant::now() + STARTING_TIMEOUT;
-        loop {
-            let dir = self.find(name)?;
-            if !dir.is_alive() {
-                let report =
-                    launch::read_report(&dir).unwrap_or_else(|| "it was killed".to_owned());
-                anyhow::bail!("{name} has ended: {report} (`cloudlet stop {name}` forgets it)");
-            }
-            match Client::connect(&dir.control_socket()) {
-                Err(error) if error.is_nobody_there() && Instant::now() < deadline => {
-                    std::thread::sleep(STARTING_POLL);
-                }
-                connected => return Ok(connected?),
-            }
+        let dir = self.find(name)?;
+        if !dir.is_alive() {
+            let report = launch::read_report(&dir).unwrap_or_else(|| "it was killed".to_owned());
+            anyhow::bail!("{name} has ended: {report} (`cloudlet stop {name}` forgets it)");
         }
+        Ok(Client::reach(&dir)?)
     }
 
     /// The socket of a living VM's vsock.

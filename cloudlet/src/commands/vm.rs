@@ -163,11 +163,11 @@ pub(super) fn stop(host: &Host, name: &str) -> Result<()> {
 
 pub(super) fn stop_quietly(dir: &VmDir) -> Result<()> {
     if dir.is_alive() {
-        let asked = Client::connect(&dir.control_socket())
-            .and_then(|mut client| client.ask(&Request::Stop));
+        let asked = Client::reach(dir).and_then(|mut client| client.ask(&Request::Stop));
         match asked {
             // It may be gone before its answer is read.
             Ok(_) | Err(Error::Io(_) | Error::Ended) => {}
+            Err(_) if !dir.is_alive() => {}
             Err(error) => return Err(error).context("cannot stop it"),
         }
         wait_ended(dir)?;
