@@ -35,7 +35,9 @@ pub enum Error {
     #[error("no agent answers in the guest: it may still boot, or have no agent")]
     NoAgent,
     /// The guest says nothing at all.
-    #[error("the guest does not answer within {} s: it may still boot, or have no vsock driver", OPENING_TIMEOUT.as_secs())]
+    #[error(
+        "the guest does not answer: it may still boot, be waiting for its memory, or have no vsock driver"
+    )]
     Silent,
     /// The VM's socket says something odd.
     #[error(transparent)]
@@ -70,15 +72,18 @@ fn words(text: &str) -> String {
         .collect()
 }
 
+/// How long the guest may take for its next words.
+fn set_patience(stream: &UnixStream, limit: Duration) -> Result<(), ClientError> {
+    Ok(stream.set_read_timeout(Some(limit))?)
+}
+
 /// A connection to the agent behind the VM's vsock socket at `path`.
 ///
 /// # Errors
 /// When there is no VM, or no agent in it.
 pub fn connect(path: &Path) -> Result<UnixStream, Error> {
     let mut stream = vsock::connect(path)?;
-    stream
-        .set_read_timeout(Some(OPENING_TIMEOUT))
-        .map_err(|error| Error::Handshake(error.into()))?;
+    set_patience(&stream, OPENING_TIMEOUT).map_err(Error::Handshake)?;
     match shake_hands(&mut stream, PORT) {
         Ok(()) => Ok(stream),
         Err(ClientError::Handshake(said)) if said.is_empty() => Err(Error::NoAgent),
@@ -89,7 +94,8 @@ pub fn connect(path: &Path) -> Result<UnixStream, Error> {
     }
 }
 
-/// As [`connect`], and waits until the agent lets us in, for `limit` at the most.
+/// As [`connect`], and waits until the agent lets us in, for `limit` at the most; its first answer may
+/// take what is left of that.
 ///
 /// # Errors
 /// There is no VM any more, or no agent until then.
@@ -97,7 +103,11 @@ pub fn connect_within(path: &Path, limit: Duration) -> Result<UnixStream, Error>
     let deadline = Instant::now() + limit;
     loop {
         match connect(path) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                set_patience(&stream, left.max(OPENING_TIMEOUT)).map_err(Error::Handshake)?;
+                return Ok(stream);
+            }
             Err(Error::NoAgent | Error::Silent) if Instant::now() < deadline => {
                 std::thread::sleep(WAIT_POLL);
             }
@@ -129,10 +139,10 @@ struct Session {
 }
 
 impl Session {
-    /// Makes `request` over a connection to the agent.
+    /// Makes `request` over a connection to the agent, which has the time for its first answer that
+    /// [`connect`] gave it.
     fn open(stream: UnixStream, request: &Request<'_>) -> Result<Self, Error> {
         let io = |error| Error::from(connection::Error::from(error));
-        stream.set_read_timeout(Some(OPENING_TIMEOUT)).map_err(io)?;
         let mut session = Self {
             incoming: Incoming::new(stream.try_clone().map_err(io)?),
             outgoing: Outgoing::new(stream.try_clone().map_err(io)?),

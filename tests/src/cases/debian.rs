@@ -37,6 +37,8 @@ const fn needs(guests: &'static [&'static str]) -> Needs {
 
 /// How long an application may take until it serves, in lane 1's time.
 const SERVES: Duration = Duration::from_secs(60);
+/// How long a guest may take to take a request while its overlay comes.
+const ANSWERS: Duration = Duration::from_secs(20);
 /// Slow enough for the guest to run while its overlay comes: Mbit/s.
 const RATE: &str = "100";
 
@@ -93,9 +95,10 @@ fn fluid(host: &Host) -> Outcome {
     let serve = "setsid fluid serve /run/fluid.sock tanks=8 particles=1000 warmup=0 rate_hz=0 \
                  </dev/null >/dev/null 2>&1 &";
     host.ok(&["exec", "dev", "--", "sh", "-c", serve])?;
+    let wait = host.limit(ANSWERS).as_secs().to_string();
     let ask = |vm: &str, request: &[&str]| {
-        let words = ["exec", vm, "--", "fluid", "ask", "/run/fluid.sock"];
-        host.ok(&[&words, request].concat())
+        let words = ["exec", "--wait", &wait, vm, "--", "fluid", "ask"];
+        host.ok(&[&words[..], &["/run/fluid.sock"], request].concat())
     };
     await_socket(host, "/run/fluid.sock")?;
     ask("dev", &["poke", "3", "0.5", "0.5", "2"])?;
@@ -144,7 +147,8 @@ fn speech(host: &Host) -> Outcome {
     customisable(host)?;
     let inside = linux::dir(SPEECH)?.join("usr/.");
     host.ok(&["cp", text(&inside)?, "dev:/usr"])?;
-    let ask = |vm: &str| host.ok(&["exec", vm, "--", "sh", "-c", RECOGNISE]);
+    let wait = host.limit(ANSWERS).as_secs().to_string();
+    let ask = |vm: &str| host.ok(&["exec", "--wait", &wait, vm, "--", "sh", "-c", RECOGNISE]);
     let before = ask("dev")?;
     for said in SAID {
         ensure!(
@@ -186,9 +190,12 @@ fn object(host: &Host) -> Outcome {
         fs::write(&file, bytes)?;
         host.ok(&["cp", text(&file)?, "dev:/srv/"])?;
     }
+    let wait = host.limit(ANSWERS).as_secs().to_string();
     let run = |vm: &str, words: &str| {
         host.ok(&[
             "exec",
+            "--wait",
+            &wait,
             vm,
             "--",
             "sh",
