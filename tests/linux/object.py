@@ -3,9 +3,10 @@
 
     object.py DATA SOCKET    computes the features of every picture of DATA and answers
 
-object_ask.py asks. A record of DATA is a label and 8x8 pixels of 0 to 16, 65 bytes in all; every fifth
-picture is held back. Features are histograms of the gradient's direction: 8 directions in each cell of 4x4 pixels of
-the picture enlarged to 32x32, and every shift of a picture by up to a pixel has its own.
+object_ask.py asks. A record of DATA is a label and 8x8 pixels of 0 to 16, 65 bytes in all; every
+fifth picture is held back. Features are histograms of the gradient's direction: 8 directions in
+each cell of 4x4 pixels of the picture enlarged to 32x32, and every shift of a picture by up to a
+pixel has its own.
 """
 
 import hashlib
