@@ -3,11 +3,13 @@
 //! long they are and what is on the kernel's command line, and is held against limits.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::files;
 
 /// The kernel's file in an image.
 pub const KERNEL: &str = "vmlinuz";
@@ -33,7 +35,10 @@ const EXT4_MAGIC: [u8; 2] = [0x53, 0xef];
 /// Why a directory is no bootable image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file is missing or cannot be read.
+    /// A file is missing, is none, or is longer than any of its kind.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// A file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
@@ -41,18 +46,6 @@ pub enum Error {
         /// The cause.
         #[source]
         source: io::Error,
-    },
-    /// Something of another kind has the file's name.
-    #[error("{} is no file", path.display())]
-    NoFile {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The manifest is longer than any is.
-    #[error("{} is longer than {MANIFEST_LEN_MAX} bytes", path.display())]
-    TooLong {
-        /// The manifest.
-        path: PathBuf,
     },
     /// The manifest is not what it should be.
     #[error("{} is no manifest of a bootable image", path.display())]
@@ -170,19 +163,7 @@ impl BootImage {
 
 /// Reads a manifest and checks what it says.
 fn read_manifest(path: &Path) -> Result<Manifest, Error> {
-    let mut text = Vec::new();
-    open(path)?
-        .take(MANIFEST_LEN_MAX + 1)
-        .read_to_end(&mut text)
-        .map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-    if text.len() as u64 > MANIFEST_LEN_MAX {
-        return Err(Error::TooLong {
-            path: path.to_owned(),
-        });
-    }
+    let text = files::read(path, MANIFEST_LEN_MAX)?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|source| Error::Syntax {
         path: path.to_owned(),
         source,
@@ -197,28 +178,8 @@ fn read_manifest(path: &Path) -> Result<Manifest, Error> {
     Ok(manifest)
 }
 
-/// Opens a regular file; a pipe at its place would be waited for without `NONBLOCK`.
-fn open(path: &Path) -> Result<File, Error> {
-    let flags = rustix::fs::OFlags::NONBLOCK.bits();
-    let opened = File::options()
-        .read(true)
-        .custom_flags(flags.cast_signed())
-        .open(path)
-        .and_then(|file| Ok((file.metadata()?, file)));
-    match opened {
-        Ok((metadata, file)) if metadata.is_file() => Ok(file),
-        Ok(_) => Err(Error::NoFile {
-            path: path.to_owned(),
-        }),
-        Err(source) => Err(Error::Read {
-            path: path.to_owned(),
-            source,
-        }),
-    }
-}
-
 fn check(path: &Path, digest: &Digest) -> Result<File, Error> {
-    let file = open(path)?;
+    let file = files::open(path)?;
     let length = file.metadata().map_err(|source| Error::Read {
         path: path.to_owned(),
         source,

@@ -11,10 +11,12 @@
 //! The directory appears whole or not at all: it is written beside its place and renamed.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::files;
 
 /// Largest machine state read, in bytes: eight vCPUs with AMX state and thirty disks' layer maps
 /// stay far below it.
@@ -71,7 +73,10 @@ pub struct DiskImage {
 /// Why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file cannot be read.
+    /// A file is not there, or is none.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// A file cannot be looked at.
     #[error("cannot read {path}")]
     Read {
         /// The file.
@@ -97,7 +102,7 @@ pub enum Error {
         /// What it says.
         format: u32,
     },
-    /// A file has another length than the description says, or one beyond its limit.
+    /// A file has another length than the description says.
     #[error("{path} has {found} bytes, not {expected}: the image is damaged")]
     Length {
         /// The file.
@@ -129,7 +134,7 @@ impl Image {
     /// Looks at the image in `dir`.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let path = dir.join(file::DESCRIPTION);
-        let text = read_limited(&path, DESCRIPTION_LEN_MAX)?;
+        let text = files::read(&path, DESCRIPTION_LEN_MAX)?;
         let description: Description =
             serde_json::from_slice(&text).map_err(|source| Error::Description {
                 path: path.clone(),
@@ -179,44 +184,21 @@ impl Image {
 
     /// The machine state.
     pub fn state(&self) -> Result<Vec<u8>, Error> {
-        read_limited(&self.dir.join(file::STATE), STATE_LEN_MAX)
+        Ok(files::read(&self.dir.join(file::STATE), STATE_LEN_MAX)?)
     }
 
     /// The RAM file, for reading.
     pub fn memory(&self) -> Result<File, Error> {
-        open(self.dir.join(file::MEMORY))
+        Ok(files::open(&self.dir.join(file::MEMORY))?)
     }
 
     /// The disks' files in order, for reading.
     pub fn disks(&self) -> Result<Vec<File>, Error> {
         let count = self.description.disks.len();
         (0..count)
-            .map(|index| open(self.dir.join(file::disk(index))))
+            .map(|index| Ok(files::open(&self.dir.join(file::disk(index)))?))
             .collect()
     }
-}
-
-fn open(path: PathBuf) -> Result<File, Error> {
-    File::open(&path).map_err(|source| Error::Read { path, source })
-}
-
-/// The whole of the file at `path`, which must not be longer than `len_max`.
-pub fn read_limited(path: &Path, len_max: u64) -> Result<Vec<u8>, Error> {
-    let failed = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let mut bytes = Vec::new();
-    let mut limited = open(path.to_owned())?.take(len_max + 1);
-    let length = limited.read_to_end(&mut bytes).map_err(failed)? as u64;
-    if length > len_max {
-        return Err(Error::Length {
-            path: path.to_owned(),
-            found: length,
-            expected: len_max,
-        });
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -287,14 +269,5 @@ mod tests {
             Image::open(dir.path()),
             Err(Error::Description { .. })
         ));
-    }
-
-    #[test]
-    fn a_file_beyond_its_limit_is_not_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("f");
-        std::fs::write(&path, [7; 10]).unwrap();
-        assert_eq!(read_limited(&path, 10).unwrap().len(), 10);
-        assert!(read_limited(&path, 9).is_err());
     }
 }

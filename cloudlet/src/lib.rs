@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`paths`], [`registry`], [`store`] | where things live: directories, VMs by name, base VMs |
 //! | [`image`], [`sparse`], [`pages`] | a VM's state as files, and its pages as the delta engine reads them |
+//! | [`files`] | the gate for files that a user names |
 //! | [`boot_image`] | a kernel, an initial RAM disk and a root that belong together |
 //! | [`import`] | such an image made of a directory, an archive or an OCI image |
 //! | [`launch`], [`process`], [`control`] | starting a VMM process, being one, talking to one |
@@ -17,6 +18,7 @@ pub mod agent;
 pub mod boot_image;
 pub mod control;
 pub mod fetch;
+pub mod files;
 pub mod guest;
 pub mod image;
 pub mod import;

@@ -19,7 +19,8 @@ use cloudlet_overlay::{
 };
 use cloudlet_snapshot::{AtomicDir, AtomicError, AtomicFile, sweep_leftovers};
 
-use crate::image::{self, Image, file, read_limited};
+use crate::files;
+use crate::image::{self, Image, file};
 use crate::pages::ImagePages;
 use crate::sparse::SparseFile;
 
@@ -63,6 +64,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// One of the store's files is not there, or is none.
+    #[error(transparent)]
+    File(#[from] files::Error),
     /// A file or directory could not be published.
     #[error(transparent)]
     Atomic(#[from] AtomicError),
@@ -120,7 +124,7 @@ impl Base {
     /// Its manifest, checked against its id.
     pub fn manifest(&self) -> Result<Manifest, Error> {
         let path = self.dir.join(MANIFEST);
-        let bytes = read_limited(&path, MANIFEST_LEN_MAX)?;
+        let bytes = files::read(&path, MANIFEST_LEN_MAX)?;
         if BaseId(Digest::of(&bytes)) != self.id {
             return Err(Error::Damaged { path });
         }
@@ -134,7 +138,7 @@ impl Base {
     /// The hashes of its pages.
     pub fn hashes(&self) -> Result<BaseHashes, Error> {
         let path = self.dir.join(HASHES);
-        let file = File::open(&path).map_err(io_error(&path))?;
+        let file = files::open(&path)?;
         BaseHashes::read(&mut BufReader::new(file)).map_err(|source| Error::Hashes {
             path: self.dir.clone(),
             source,
@@ -199,7 +203,7 @@ fn space_file(space: Space) -> String {
 }
 
 fn hash_file(path: &Path) -> Result<(Digest, u64), Error> {
-    let file = File::open(path).and_then(SparseFile::new);
+    let file = SparseFile::new(files::open(path)?);
     file.and_then(|file| Digest::of_reader(&mut file.reader()))
         .map_err(io_error(path))
 }
@@ -300,7 +304,7 @@ impl Store {
             let Some(tag) = name.to_str().filter(|tag| check_tag(tag).is_ok()) else {
                 continue;
             };
-            let text = read_limited(&dir.join(tag), TAG_FILE_LEN_MAX)?;
+            let text = files::read(&dir.join(tag), TAG_FILE_LEN_MAX)?;
             if let Some(id) = std::str::from_utf8(&text)
                 .ok()
                 .and_then(|text| text.parse().ok())

@@ -5,8 +5,8 @@ use std::io::{Cursor, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use cloudlet::files;
 use cloudlet::guest::{self, AppRequest};
-use cloudlet::image::read_limited;
 use cloudlet::picture;
 use cloudlet_resources::protocol::{BLOB_MAX, DATA_MAX};
 use serde_json::json;
@@ -30,7 +30,7 @@ pub(super) fn install(host: &Host, args: &AppInstall) -> Result<String> {
         AppName::Object => ("object", cloudlet_resources::APP_OBJECT),
     };
     let data = match (&args.data, args.app) {
-        (Some(path), _) => read_limited(path, DATA_MAX)?,
+        (Some(path), _) => files::read(path, DATA_MAX)?,
         (None, AppName::Fluid) => Vec::new(),
         (None, AppName::Object) => cloudlet_resources::digits::training(),
     };
@@ -80,7 +80,7 @@ pub(super) fn attachment(file: Option<&Path>, sampled: Option<usize>) -> Result<
 
 /// A file that goes with a request: a PNG as the recogniser takes it, anything else as it is.
 fn read_attachment(path: &Path) -> Result<Vec<u8>> {
-    let bytes = read_limited(path, BLOB_MAX as u64)?;
+    let bytes = files::read(path, BLOB_MAX as u64)?;
     if !bytes.starts_with(PNG_SIGNATURE) {
         return Ok(bytes);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::head::HeadError;
 use super::link::Closed;
 use super::location::LocationError;
+use crate::files;
 
 /// Why one attempt failed.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +112,9 @@ pub enum Cause {
     /// A local file could not be read.
     #[error("could not read the file")]
     File(#[source] io::Error),
+    /// A local file is not there, or is none.
+    #[error(transparent)]
+    Open(#[from] files::Error),
     /// A local file is no regular file.
     #[error("not a regular file")]
     NotAFile,

@@ -15,6 +15,7 @@ use super::location::{Location, Url};
 use super::retry::Retrier;
 use super::stream::Stream;
 use super::{Error, Options};
+use crate::files;
 
 /// Redirects followed for one request.
 const REDIRECTS_MAX: usize = 5;
@@ -116,7 +117,7 @@ impl Remote {
 }
 
 fn open_file(path: PathBuf) -> Result<Source, Cause> {
-    let file = File::open(&path).map_err(Cause::File)?;
+    let file = files::open(&path)?;
     let metadata = file.metadata().map_err(Cause::File)?;
     if !metadata.is_file() {
         return Err(Cause::NotAFile);

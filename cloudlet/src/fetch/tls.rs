@@ -8,6 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
 use super::cause::Cause;
+use crate::files;
 
 const ALPN: &[u8] = b"http/1.1";
 
@@ -20,7 +21,7 @@ pub(super) fn client_config(ca: Option<&Path>) -> Result<Arc<ClientConfig>, Caus
                 path: path.to_owned(),
                 source,
             };
-            for certificate in CertificateDer::pem_file_iter(path).map_err(bad)? {
+            for certificate in CertificateDer::pem_reader_iter(files::open(path)?) {
                 roots.add(certificate.map_err(bad)?).map_err(Cause::Tls)?;
             }
         }

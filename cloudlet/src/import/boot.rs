@@ -1,12 +1,14 @@
 //! Kernel and initial RAM disk of an imported image: those of another image, files of the user's,
 //! or what the root file system has in `/boot`.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::spool::Blob;
 use super::tree::{Kind, Tree};
 use crate::boot_image::{self, BootImage};
+use crate::files;
 
 /// Words that every command line begins with.
 const CMDLINE: &str = "console=ttyS0 root=/dev/vda rw panic=-1 quiet";
@@ -37,6 +39,9 @@ pub enum Error {
         "there is no kernel with its initial RAM disk in /boot (--kernel-from takes another image's)"
     )]
     NoKernel,
+    /// A file is missing, or is none.
+    #[error(transparent)]
+    File(#[from] files::Error),
     /// A file cannot be copied.
     #[error("cannot copy {}", path.display())]
     Copy {
@@ -75,12 +80,12 @@ pub fn place(
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    std::fs::copy(from, to)
-        .map(drop)
-        .map_err(|source| Error::Copy {
-            path: from.to_owned(),
-            source,
-        })
+    let mut source = files::open(from)?;
+    let copied = File::create(to).and_then(|mut file| io::copy(&mut source, &mut file));
+    copied.map(drop).map_err(|source| Error::Copy {
+        path: from.to_owned(),
+        source,
+    })
 }
 
 /// The last kernel by name that has an initial RAM disk as Debian, Fedora or Alpine name it.

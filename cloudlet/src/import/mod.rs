@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::boot_image::{self, Digest, Files, Manifest};
+use crate::files;
 
 pub mod archive;
 pub mod boot;
@@ -50,6 +51,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The source is neither a directory nor a file.
+    #[error(transparent)]
+    File(#[from] files::Error),
     /// The source has what no root file system has.
     #[error(transparent)]
     Tree(#[from] tree::Error),
@@ -123,7 +127,7 @@ pub fn import(options: &Options<'_>, say: &mut dyn FnMut(&str)) -> Result<Manife
 fn read(source: &Path, tree: &mut Tree, spool: &mut FileSpool) -> Result<String, Error> {
     let metadata = std::fs::metadata(source).map_err(io_error("find", source))?;
     if !metadata.is_dir() {
-        let file = File::open(source).map_err(io_error("open", source))?;
+        let file = files::open(source)?;
         let len_max = archive::len_max(spool.len_max());
         archive::read(file, tree, spool, archive::Kind::Whole, len_max)?;
         return Ok("a tar archive".into());

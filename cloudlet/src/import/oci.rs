@@ -13,6 +13,7 @@ use super::archive;
 use super::hex;
 use super::spool::FileSpool;
 use super::tree::Tree;
+use crate::files;
 
 /// Longest of the JSON files.
 const JSON_LEN_MAX: u64 = 4 << 20;
@@ -29,7 +30,10 @@ const CHUNK_LEN: usize = 256 << 10;
 /// Why a directory is no OCI image that can be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file is missing or cannot be read.
+    /// A file is missing, or is none.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// A file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
@@ -305,10 +309,7 @@ pub fn path_of(dir: &Path, digest: &str) -> Result<PathBuf, Error> {
 }
 
 fn open(path: &Path) -> Result<File, Error> {
-    File::open(path).map_err(|source| Error::Read {
-        path: path.to_owned(),
-        source,
-    })
+    Ok(files::open(path)?)
 }
 
 fn limited(file: File, path: &Path, what: &'static str) -> Result<Vec<u8>, Error> {

@@ -24,6 +24,7 @@ use super::server::ControlServer;
 use super::supervise;
 use super::{Failure, say};
 use crate::fetch::{self, Link, Location, Rate, Remote, Stream};
+use crate::files;
 use crate::image::{Description, FORMAT, Image};
 use crate::launch::{BootSource, Event, OverlaySource, Source, Spec};
 use crate::pages::ImagePages;
@@ -201,11 +202,11 @@ impl Parts<'_> {
         };
         config.validate()?;
         let ram = Ram::anonymous(&RamLayout::new(memory_bytes)?)?;
-        let initrd = source.initrd.as_deref().map(File::open).transpose()?;
+        let initrd = source.initrd.as_deref().map(files::open).transpose()?;
         let initrd = initrd.as_ref().map(Kernel::File);
         let machine = match &source.kernel {
             Some(path) => {
-                let kernel = File::open(path)?;
+                let kernel = files::open(path)?;
                 let kernel = Kernel::File(&kernel);
                 Machine::boot(
                     config,

@@ -14,9 +14,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cloudlet_vmm::config::DiskConfig;
-use cloudlet_vmm::devices::disk::{BaseMark, Disk, Layer, LayerError, qcow2};
+use cloudlet_vmm::devices::disk::{BaseMark, Disk, Layer, qcow2};
 
 use super::{Failure, image};
+use crate::files;
 use crate::image::DiskImage;
 use crate::launch::{DiskFormat, DiskSource};
 use crate::synthesis::chain;
@@ -38,7 +39,12 @@ pub(super) fn open(
         Some(path) => {
             let named = |error: Failure| {
                 let why = chain(error.as_ref());
-                format!("cannot use the disk image {}: {why}", path.display())
+                // The gate has named it already.
+                if error.is::<files::Error>() {
+                    format!("cannot use the disk image: {why}")
+                } else {
+                    format!("cannot use the disk image {}: {why}", path.display())
+                }
             };
             let file = open_image(path, source.format, scratch, progress).map_err(named)?;
             let len = file.metadata()?.len();
@@ -86,7 +92,7 @@ fn open_image(
     scratch: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<File, Failure> {
-    let file = File::open(path)?;
+    let file = files::open(path)?;
     match format {
         Some(DiskFormat::Raw) => Ok(file),
         Some(DiskFormat::Qcow2) => image::raw(file, scratch, progress),
@@ -106,12 +112,10 @@ fn named_layer(path: &Path, base: Option<&File>, len: u64) -> Result<Layer, Fail
         Some(base) => mark(base, len)?,
         None => BaseMark::default(),
     };
-    match Layer::open(path) {
-        Err(LayerError::Io(_, error)) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(Layer::create(path, len, mark)?)
-        }
+    match files::open_to_write(path) {
+        Err(error) if error.is_not_found() => Ok(Layer::create(path, len, mark)?),
         opened => {
-            let layer = opened?;
+            let layer = Layer::from_file(opened?)?;
             layer.check_base(len, mark)?;
             Ok(layer)
         }

@@ -21,6 +21,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::fetch::{Bucket, Rate, server_config};
+use crate::files;
 
 pub use request::{RangeSpec, Request, RequestError};
 
@@ -111,6 +112,9 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
+    /// Certificate or key is not there, or no file.
+    #[error(transparent)]
+    File(#[from] files::Error),
     /// Certificate or key cannot be read.
     #[error("could not read {}", path.display())]
     Pem {
@@ -359,11 +363,10 @@ fn load_tls(certificates: &Path, key: &Path) -> Result<Arc<ServerConfig>, ServeE
         let path = path.to_owned();
         move |source| ServeError::Pem { path, source }
     };
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificates)
-        .map_err(bad(certificates))?
-        .collect();
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_reader_iter(files::open(certificates)?).collect();
     let chain = chain.map_err(bad(certificates))?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(bad(key))?;
+    let key = PrivateKeyDer::from_pem_reader(files::open(key)?).map_err(bad(key))?;
     server_config(chain, key).map_err(ServeError::Tls)
 }
 

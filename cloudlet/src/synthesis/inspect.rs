@@ -1,12 +1,14 @@
 //! What an overlay file has in it, and whether all of it is intact.
 
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use cloudlet_overlay::verify::read_head;
 use cloudlet_overlay::{RunSource, VerifyError};
 use serde::Serialize;
+
+use crate::files;
 
 /// Bytes read at a time.
 const READ_LEN: usize = 1 << 20;
@@ -14,15 +16,9 @@ const READ_LEN: usize = 1 << 20;
 /// Why an overlay file is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// It cannot be opened.
-    #[error("cannot open {path}")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    /// It is not there, or no file.
+    #[error(transparent)]
+    Open(#[from] files::Error),
     /// It is damaged, or no overlay.
     #[error("{path} is not intact")]
     Damaged {
@@ -64,10 +60,7 @@ pub struct Shown {
 }
 
 fn open(path: &Path) -> Result<BufReader<File>, InspectError> {
-    let file = File::open(path).map_err(|source| InspectError::Open {
-        path: path.to_owned(),
-        source,
-    })?;
+    let file = files::open(path)?;
     Ok(BufReader::with_capacity(READ_LEN, file))
 }
 
