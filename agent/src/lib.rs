@@ -8,6 +8,7 @@
 //! | [`server`] | the agent itself: sessions, commands, trimming |
 //! | `sys` | the calls that need `unsafe` |
 #![deny(unsafe_code)]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod connection;
 pub mod protocol;

@@ -1,6 +1,8 @@
 //! The agent's program: listens, and serves sessions for ever.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use cloudlet_agent::protocol::{PORT, VERSION};
@@ -15,6 +17,13 @@ fn usage() -> String {
     )
 }
 
+fn print(text: &str) -> ExitCode {
+    match writeln!(io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -22,23 +31,19 @@ fn main() -> ExitCode {
         [] => Some(Address::Vsock(PORT)),
         ["--listen", address] => Address::parse(address),
         ["--version"] => {
-            println!(
-                "cloudlet-agent {} (protocol {VERSION})",
-                env!("CARGO_PKG_VERSION")
-            );
-            return ExitCode::SUCCESS;
+            let version = env!("CARGO_PKG_VERSION");
+            return print(&format!("cloudlet-agent {version} (protocol {VERSION})"));
         }
         ["--help"] => {
-            println!("{}", usage());
-            return ExitCode::SUCCESS;
+            return print(&usage());
         }
         _ => None,
     };
     let Some(address) = address else {
-        eprintln!("{}", usage());
+        server::tell(&usage());
         return ExitCode::from(2);
     };
     let Err(error) = server::run(&address);
-    eprintln!("cloudlet-agent: {}", server::chain(&error));
+    server::tell(&format!("cloudlet-agent: {}", server::chain(&error)));
     ExitCode::FAILURE
 }

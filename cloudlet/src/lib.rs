@@ -13,6 +13,7 @@
 //! | [`guest`], [`picture`] | talking to the embedded guest |
 //! | [`serve`] | a directory of overlays over HTTP |
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod agent;
 pub mod boot_image;

@@ -6,7 +6,7 @@ mod sync;
 
 use std::convert::Infallible;
 use std::fs::Permissions;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -73,6 +73,11 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Says something on standard error, which may be a console that nobody holds any more.
+pub fn tell(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Where the agent listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -128,7 +133,9 @@ fn listen_on_vsock(port: u32) -> OwnedFd {
         match sys::listen(port, BACKLOG) {
             Ok(socket) => return socket,
             Err(error) if !told => {
-                eprintln!("cloudlet-agent: cannot listen on vsock port {port} yet: {error}");
+                tell(&format!(
+                    "cloudlet-agent: cannot listen on vsock port {port} yet: {error}"
+                ));
                 told = true;
             }
             Err(_) => {}

@@ -170,12 +170,7 @@ fn describe(value: &Value) -> String {
 
 fn list(host: &Host, store: &Store) -> Result<()> {
     let bases = store.list()?;
-    if host.output.is_json() {
-        for base in &bases {
-            println!("{}", value_of(base)?);
-        }
-        return Ok(());
-    }
+    let values: Vec<Value> = bases.iter().map(value_of).collect::<Result<_>>()?;
     let mut rows = vec![
         ["ID", "TAGS", "MEMORY", "DISKS", "STORED"]
             .map(String::from)
@@ -197,7 +192,7 @@ fn list(host: &Host, store: &Store) -> Result<()> {
             megabytes(base.disk_usage()?),
         ]);
     }
-    println!("{}", table(&rows));
+    host.output.list(&values, &rows);
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::Host;
-use super::output::megabytes;
+use super::output::{megabytes, tell};
 use crate::cli::Cp;
 
 /// What stands on either side of the copy.
@@ -75,10 +75,10 @@ pub(super) fn copy(host: &Host, args: &Cp) -> Result<ExitCode> {
     let what = || format!("cannot copy {}", show(&args.source));
     let extent = copied.with_context(what)?;
     if extent.skipped > 0 {
-        eprintln!(
+        tell(&format!(
             "cloudlet: {} left out that are neither files, directories nor links",
             extent.skipped
-        );
+        ));
     }
     let value = json!({
         "source": show(&args.source),

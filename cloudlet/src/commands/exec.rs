@@ -15,6 +15,7 @@ use signal_hook::iterator::Signals;
 
 use super::Host;
 use super::console::RawTerminal;
+use super::output::tell;
 use crate::cli::Exec;
 
 /// This command failed, not the one in the guest.
@@ -27,7 +28,7 @@ pub(super) fn exec(host: &Host, args: &Exec) -> ExitCode {
     match run(host, args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("cloudlet: {error:#}");
+            tell(&format!("cloudlet: {error:#}"));
             ExitCode::from(FAILED)
         }
     }
@@ -66,7 +67,7 @@ fn run(host: &Host, args: &Exec) -> Result<u8> {
     match result {
         Ok((end, why)) => {
             if matches!(end, End::NotFound | End::NotRun) {
-                eprintln!("cloudlet: {}: {why}", args.name);
+                tell(&format!("cloudlet: {}: {why}", args.name));
             }
             Ok(end.code())
         }

@@ -15,6 +15,7 @@ use cloudlet_resources::linux;
 use cloudlet_snapshot::AtomicDir;
 use serde_json::json;
 
+use super::output::tell;
 use super::scratch::Scratch;
 use super::{Host, absolute};
 use crate::cli::{Image, ImageBuild, ImageImport};
@@ -147,10 +148,10 @@ fn last_words(lines: impl BufRead) -> Option<String> {
         match line.strip_prefix(RECIPE_SAYS) {
             Some(words) => {
                 if let Some(earlier) = last.replace(words.to_owned()) {
-                    eprintln!("{earlier}");
+                    tell(&earlier);
                 }
             }
-            None => eprintln!("{line}"),
+            None => tell(&line),
         }
     }
     last

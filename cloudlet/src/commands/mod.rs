@@ -33,6 +33,7 @@ use serde_json::Value;
 
 use crate::cli::{Cli, Command, NewVm};
 use output::Output;
+pub(crate) use output::{exit_code, tell};
 pub(crate) use scratch::SWEEP_COMMAND;
 
 /// Does what `cli` says; the code is the process's.
@@ -48,12 +49,9 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if let Command::Completions { shell } = cli.command {
-        clap_complete::generate(
-            shell,
-            &mut Cli::command(),
-            "cloudlet",
-            &mut std::io::stdout(),
-        );
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "cloudlet", &mut script);
+        output::print(&script);
         return Ok(ExitCode::SUCCESS);
     }
     let context = Host {

@@ -1,11 +1,63 @@
-//! How results reach the user: text or JSON on standard output, progress on a terminal.
+//! How results reach the user: text or JSON on standard output, progress on a terminal. All that
+//! commands print goes through here, and bears that nobody reads it any more.
 
 use std::cell::RefCell;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
+
+/// The exit code of a command that a pipe without a reader ended: as a shell shows SIGPIPE.
+pub(crate) const CLOSED_PIPE: u8 = 141;
+
+/// Why standard output takes nothing more. What a command does is not undone by that, so it goes on to
+/// its end, and [`exit_code`] tells.
+static LOST: OnceLock<io::Error> = OnceLock::new();
+
+/// Writes to standard output, unless that has failed before.
+pub(crate) fn print(bytes: &[u8]) {
+    if LOST.get().is_some() {
+        return;
+    }
+    let mut stdout = io::stdout().lock();
+    if let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        // The first error is the one that tells.
+        let _ = LOST.set(error);
+    }
+}
+
+fn print_line(text: &str) {
+    print(format!("{text}\n").as_bytes());
+}
+
+/// Tells the user something beside the results, on standard error.
+pub(crate) fn tell(text: &str) {
+    // Where nobody reads it, there is nobody to tell of that.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// The exit code of the process after a command that would end with `code`: results that nobody got are
+/// no success. A reader that has seen enough is told nothing.
+pub(crate) fn exit_code(code: ExitCode) -> ExitCode {
+    match LOST.get() {
+        Some(error) if code == ExitCode::SUCCESS => code_of(error),
+        _ => code,
+    }
+}
+
+/// The exit code for an output that failed so, which is told unless the reader wished it.
+pub(crate) fn code_of(error: &io::Error) -> ExitCode {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return ExitCode::from(CLOSED_PIPE);
+    }
+    tell(&format!(
+        "cloudlet: cannot write to standard output: {error}"
+    ));
+    ExitCode::FAILURE
+}
 
 /// Where results go.
 pub(crate) struct Output {
@@ -26,19 +78,30 @@ impl Output {
     /// One result: `value` for scripts, or `text` for people.
     pub(crate) fn result(&self, value: &Value, text: impl FnOnce() -> String) {
         if self.json {
-            println!("{value}");
+            print_line(&value.to_string());
         } else {
             let text = text();
             if !text.is_empty() {
-                println!("{text}");
+                print_line(&text);
             }
+        }
+    }
+
+    /// A list: a line of JSON for each of `values`, or the table `rows`, whose first row is the heading.
+    pub(crate) fn list(&self, values: &[Value], rows: &[Vec<String>]) {
+        if self.json {
+            values
+                .iter()
+                .for_each(|value| print_line(&value.to_string()));
+        } else {
+            print_line(&table(rows));
         }
     }
 
     /// A remark for people, which scripts do not get.
     pub(crate) fn say(&self, text: &str) {
         if !self.json {
-            println!("{text}");
+            print_line(text);
         }
     }
 

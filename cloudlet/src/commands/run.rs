@@ -9,6 +9,7 @@ use cloudlet::launch::{BootSource, DiskSource, Source, Vmm};
 use cloudlet_vmm::devices::rate::Limits;
 use serde_json::json;
 
+use super::output::{print, tell};
 use super::{Host, console, disk, existing};
 use crate::cli::{NewVm, Run};
 
@@ -77,15 +78,15 @@ fn attend(mut vmm: Vmm) -> Result<ExitCode> {
     let console = vmm.dir.console_socket();
     // The VM may be over before the console is reached; what it wrote is in its log then.
     if console::attach(&console).is_err()
-        && let Ok(log) = std::fs::read_to_string(vmm.dir.console_log())
+        && let Ok(log) = std::fs::read(vmm.dir.console_log())
     {
-        print!("{log}");
+        print(&log);
     }
     // Closing the lifeline ends a VM that the user detached from.
     drop(vmm.child.stdin.take());
     let status = vmm.wait().context("cannot wait for the VMM process")?;
     if let Some(report) = vmm.report() {
-        eprintln!("cloudlet: {report}");
+        tell(&format!("cloudlet: {report}"));
     }
     vmm.dir.remove()?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());

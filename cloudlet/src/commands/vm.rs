@@ -22,10 +22,6 @@ const STOP_POLL: Duration = Duration::from_millis(2);
 pub(super) fn ps(host: &Host) -> Result<()> {
     let vms = registry::list(&host.paths.vms()?)?;
     let states: Vec<Value> = vms.iter().map(state_of).collect();
-    if host.output.is_json() {
-        states.iter().for_each(|state| println!("{state}"));
-        return Ok(());
-    }
     let mut rows = vec![
         ["NAME", "STATE", "PID", "CPUS", "MEMORY", "BASE"]
             .map(String::from)
@@ -40,7 +36,7 @@ pub(super) fn ps(host: &Host) -> Result<()> {
                 .collect(),
         );
     }
-    println!("{}", table(&rows));
+    host.output.list(&states, &rows);
     Ok(())
 }
 
