@@ -5,6 +5,7 @@
 //! | [`protocol`] | frames, requests, replies: bytes, no system calls |
 //! | [`connection`] | frames over a socket |
 //! | [`tree`] | files and directories as frames: sending them, and receiving them without being fooled |
+//! | [`sparse`] | where sparse files have data |
 //! | [`server`] | the agent itself: sessions, commands, trimming |
 //! | `sys` | the calls that need `unsafe` |
 #![deny(unsafe_code)]
@@ -13,6 +14,7 @@
 pub mod connection;
 pub mod protocol;
 pub mod server;
+pub mod sparse;
 #[allow(unsafe_code)]
 mod sys;
 pub mod tree;

@@ -6,8 +6,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
+use cloudlet_agent::sparse;
 
 /// A file and where its data lies.
 #[derive(Debug)]
@@ -22,18 +21,7 @@ impl SparseFile {
     /// Looks at `file`, which nobody writes meanwhile. Its position is moved.
     pub fn new(file: File) -> io::Result<Self> {
         let len = file.metadata()?.len();
-        let mut data = Vec::new();
-        let mut at = 0;
-        while at < len {
-            let start = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
-                Ok(start) => start,
-                // Nothing but a hole follows: lseek(2).
-                Err(Errno::NXIO) => break,
-                Err(error) => return Err(error.into()),
-            };
-            at = rustix::fs::seek(&file, SeekFrom::Hole(start))?;
-            data.push(start..at);
-        }
+        let data = sparse::data(&file, len).collect::<io::Result<_>>()?;
         Ok(Self { file, len, data })
     }
 

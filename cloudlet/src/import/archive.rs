@@ -108,7 +108,7 @@ struct Next {
     size: Option<u64>,
     uid: Option<u64>,
     gid: Option<u64>,
-    mtime: Option<u64>,
+    mtime: Option<(i64, u32)>,
     sparse: bool,
 }
 
@@ -118,18 +118,14 @@ impl Next {
         for record in PaxExtensions::new(records) {
             let record = record?;
             let value = record.value_bytes();
-            // Times have fractions, which a file system of whole seconds has no use for.
-            let number = || {
-                let digits = value.split(|&byte| byte == b'.').next()?;
-                std::str::from_utf8(digits).ok()?.parse().ok()
-            };
+            let number = || std::str::from_utf8(value).ok()?.parse().ok();
             match record.key_bytes() {
                 b"path" => self.path = Some(value.to_vec()),
                 b"linkpath" => self.target = Some(value.to_vec()),
                 b"size" => self.size = number(),
                 b"uid" => self.uid = number(),
                 b"gid" => self.gid = number(),
-                b"mtime" => self.mtime = number(),
+                b"mtime" => self.mtime = time(value),
                 key if key.starts_with(b"GNU.sparse.") => self.sparse = true,
                 _ => {}
             }
@@ -210,12 +206,35 @@ fn place(
 
 fn attributes(header: &Header, about: &Next) -> Result<Attributes, Error> {
     let small = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    // A time before 1970 is a negative number of as many bits.
+    let (mtime, nanos) = match about.mtime {
+        Some(time) => time,
+        None => (header.mtime()?.cast_signed(), 0),
+    };
     Ok(Attributes {
         mode: header.mode()? & 0o7777,
         uid: small(about.uid.map_or_else(|| header.uid(), Ok)?),
         gid: small(about.gid.map_or_else(|| header.gid(), Ok)?),
-        mtime: small(about.mtime.map_or_else(|| header.mtime(), Ok)?),
+        mtime,
+        nanos,
     })
+}
+
+/// A time as pax records have it, decimal seconds with a fraction: whole seconds before it, and the
+/// nanoseconds from there.
+fn time(value: &[u8]) -> Option<(i64, u32)> {
+    const NANOS: u32 = 1_000_000_000;
+    let text = std::str::from_utf8(value).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let seconds: i64 = whole.parse().ok()?;
+    let nanos = format!("{fraction:0<9.9}").parse().ok()?;
+    match (text.starts_with('-'), nanos) {
+        (true, 1..) => Some((seconds.checked_sub(1)?, NANOS - nanos)),
+        _ => Some((seconds, nanos)),
+    }
 }
 
 /// Does what the name says if it is one of those that say what is hidden.

@@ -101,6 +101,7 @@ fn all_kinds_arrive_with_their_attributes() {
             uid: 7,
             gid: 8,
             mtime: 9,
+            nanos: 0,
         };
         assert_eq!(file.attributes, expected);
     }
@@ -260,4 +261,40 @@ fn unknown_kinds_and_sparse_files_are_refused() {
         (EntryType::Regular, "f", ""),
     ]);
     assert!(matches!(whole(&sparse), Err(Error::Kind { .. })));
+}
+
+#[test]
+fn times_of_pax_records_have_signs_and_fractions() {
+    for (text, expected) in [
+        ("9", Some((9, 0))),
+        ("9.5", Some((9, 500_000_000))),
+        ("9.0000000019", Some((9, 1))),
+        ("-315619200", Some((-315_619_200, 0))),
+        ("-1.25", Some((-2, 750_000_000))),
+        ("-0.25", Some((-1, 750_000_000))),
+        ("17179869184.", Some((1 << 34, 0))),
+        ("-9223372036854775808.5", None),
+        ("9.-5", None),
+        ("", None),
+        ("x", None),
+        (".5", None),
+    ] {
+        assert_eq!(time(text.as_bytes()), expected, "{text}");
+    }
+}
+
+#[test]
+fn times_of_headers_may_be_before_1970_and_after_2106() {
+    for seconds in [-315_619_200_i64, -1, 1 << 33] {
+        let mut header = header(EntryType::Regular, 0);
+        header.set_path("f").unwrap();
+        let field = &mut header.as_gnu_mut().unwrap().mtime;
+        *field = [if seconds < 0 { 0xff } else { 0 }; 12];
+        field[0] |= 0x80;
+        field[4..].copy_from_slice(&seconds.to_be_bytes());
+        header.set_cksum();
+        let made = whole(header.as_bytes()).unwrap();
+        let file = made.tree.node(made.tree.find(b"f").unwrap());
+        assert_eq!(file.attributes.mtime, seconds);
+    }
 }

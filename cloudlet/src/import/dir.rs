@@ -3,13 +3,16 @@
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use cloudlet_agent::sparse;
 use rustix::fs::OFlags;
 
-use super::spool::Spool;
+use super::spool::{Blob, STRETCHES_MAX, Spool};
 use super::tree::{Attributes, Kind, Tree};
 use super::{Error, io_error};
 
@@ -87,7 +90,7 @@ impl Reader<'_> {
     /// no symbolic link, and the file that was looked at.
     fn contents(&mut self, path: &Path, metadata: &Metadata) -> Result<Kind, Error> {
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let mut file = File::options()
+        let file = File::options()
             .read(true)
             .custom_flags(flags.bits().cast_signed())
             .open(path)
@@ -97,8 +100,54 @@ impl Reader<'_> {
             let source = std::io::Error::other("it changed meanwhile");
             return Err(io_error("read", path)(source));
         }
-        let blob = self.spool.store(&mut file, opened.len());
+        let blob = keep(&file, opened.len(), self.spool);
         Ok(Kind::File(blob.map_err(io_error("read", path))?))
+    }
+}
+
+/// Keeps a file's contents, of which holes are not read. Where there is no end of stretches, the last
+/// goes on to the end.
+fn keep(file: &File, len: u64, spool: &mut dyn Spool) -> io::Result<Blob> {
+    let mut stretches = Vec::new();
+    for stretch in sparse::data(file, len) {
+        let mut stretch = stretch?;
+        let is_last = stretches.len() + 1 == STRETCHES_MAX;
+        if is_last {
+            stretch.end = len;
+        }
+        stretches.push(stretch);
+        if is_last {
+            break;
+        }
+    }
+    let mut source = Stretches {
+        file,
+        left: stretches.clone().into_iter(),
+        now: 0..0,
+    };
+    spool.store_sparse(&mut source, len, &stretches)
+}
+
+/// What a file has in some stretches, one after the other.
+struct Stretches<'a> {
+    file: &'a File,
+    left: std::vec::IntoIter<Range<u64>>,
+    now: Range<u64>,
+}
+
+impl Read for Stretches<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.now.is_empty() {
+            match self.left.next() {
+                Some(next) => self.now = next,
+                None => return Ok(0),
+            }
+        }
+        let left = usize::try_from(self.now.end - self.now.start).unwrap_or(usize::MAX);
+        let len = left.min(buffer.len());
+        let count = self.file.read_at(&mut buffer[..len], self.now.start)?;
+        self.now.start += count as u64;
+        Ok(count)
     }
 }
 
@@ -107,6 +156,53 @@ fn attributes(metadata: &Metadata) -> Attributes {
         mode: metadata.mode() & 0o7777,
         uid: metadata.uid(),
         gid: metadata.gid(),
-        mtime: u32::try_from(metadata.mtime()).unwrap_or(0),
+        mtime: metadata.mtime(),
+        nanos: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spool::FileSpool;
+    use super::*;
+
+    #[test]
+    fn holes_of_files_are_neither_read_nor_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, contents) = (dir.path().join("from"), dir.path().join("contents"));
+        std::fs::create_dir(&from).unwrap();
+        std::fs::create_dir(&contents).unwrap();
+        let file = File::create_new(from.join("lastlog")).unwrap();
+        file.write_all_at(b"first", 0).unwrap();
+        file.write_all_at(b"somebody", 100 << 30).unwrap();
+        file.set_len(200 << 30).unwrap();
+        let mut spool = FileSpool::new(&contents, 1 << 20);
+        let mut tree = Tree::new();
+        read(&from, &mut tree, &mut spool).unwrap();
+        let Kind::File(blob) = tree.node(tree.find(b"lastlog").unwrap()).kind else {
+            panic!("it is a file");
+        };
+        assert_eq!(blob.len, 200 << 30);
+        let kept = File::open(spool.path(blob)).unwrap();
+        assert_eq!(kept.metadata().unwrap().len(), 200 << 30);
+        assert!(kept.metadata().unwrap().blocks() <= 32);
+        let mut bytes = [0; 8];
+        kept.read_exact_at(&mut bytes, 100 << 30).unwrap();
+        assert_eq!(&bytes, b"somebody");
+        kept.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"first\0\0\0");
+    }
+
+    #[test]
+    fn times_before_1970_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create_new(dir.path().join("early")).unwrap();
+        let time = std::time::UNIX_EPOCH - std::time::Duration::from_millis(315_619_200_250);
+        file.set_modified(time).unwrap();
+        let (mut tree, mut spool) = (Tree::new(), FileSpool::new(dir.path(), 0));
+        read(dir.path(), &mut tree, &mut spool).unwrap();
+        let attributes = tree.node(tree.find(b"early").unwrap()).attributes;
+        assert_eq!(attributes.mtime, -315_619_201);
+        assert_eq!(attributes.nanos, 750_000_000);
     }
 }

@@ -293,12 +293,15 @@ impl<W: Write> Writer<'_, W> {
             uid,
             gid,
             mtime,
+            nanos,
         } = attributes;
+        let (seconds, extra) = time(mtime, nanos);
         // A symbolic link's permissions mean nothing, and are all set.
         let mode = if kind == 0o120_000 { 0o777 } else { mode };
         let mut fields = vec![
             format!("mode 0{:o}", kind | mode),
-            format!("mtime @{mtime}"),
+            format!("mtime @{seconds}"),
+            format!("mtime_extra {extra}"),
         ];
         if uid != 0 {
             fields.push(format!("uid {uid}"));
@@ -324,6 +327,16 @@ impl<W: Write> Writer<'_, W> {
         self.out.write_all(&line)?;
         Ok(self.out.write_all(b"\n")?)
     }
+}
+
+/// The two fields of a time: 32 bits of the seconds, which count as signed, and nanoseconds above two
+/// bits that count spans of 2^32 seconds. What is out of their reach is the nearest that is not.
+fn time(seconds: i64, nanos: u32) -> (u32, u32) {
+    let seconds = seconds.clamp(i32::MIN.into(), (3 << 32) + i64::from(i32::MAX));
+    let bytes = seconds.to_le_bytes();
+    let low = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let span = (seconds - i64::from(low.cast_signed())) >> 32;
+    (low, u32::try_from(span).unwrap_or(0) | nanos << 2)
 }
 
 /// A word that debugfs takes as it is: a quote is written twice.

@@ -57,12 +57,13 @@ fn installed() -> bool {
     program("mke2fs").arg("-V").output().is_ok()
 }
 
-fn attributes(mode: u32, uid: u32, gid: u32, mtime: u32) -> Attributes {
+fn attributes(mode: u32, uid: u32, gid: u32, mtime: i64) -> Attributes {
     Attributes {
         mode,
         uid,
         gid,
         mtime,
+        nanos: 0,
     }
 }
 
@@ -198,4 +199,37 @@ fn what_does_not_fit_is_an_error() {
             ..
         })
     ));
+}
+
+#[test]
+fn times_and_holes_are_kept() {
+    if !installed() {
+        return;
+    }
+    let mut made = Made::new();
+    let times = [
+        ("early", -315_619_200, "1960-01-01"),
+        ("late", 5_000_000_000, "2128-06-11"),
+        ("latest", 1 << 40, "2446-05-10"),
+    ];
+    for (name, mtime, _) in times {
+        made.file(name.as_bytes(), attributes(0o644, 0, 0, mtime), b"x");
+    }
+    let stretch = 100 << 30..(100 << 30) + 8;
+    let map = std::slice::from_ref(&stretch);
+    let blob = made
+        .spool
+        .store_sparse(&mut &b"somebody"[..], 200 << 30, map);
+    let some = attributes(0o644, 0, 0, 1);
+    made.put(b"lastlog", some, Kind::File(blob.unwrap()));
+    let image = made.write(LEN).unwrap();
+    let stat = ask(&image, "stat /lastlog");
+    assert!(stat.contains("Size: 214748364800"), "{stat}");
+    assert!(stat.contains("Blockcount: 8"), "{stat}");
+    for (name, _, date) in times {
+        let stat = ask(&image, &format!("stat /{name}"));
+        let year = &date[..4];
+        let line = stat.lines().find(|line| line.contains("mtime:")).unwrap();
+        assert!(line.contains(year), "{name}: {line}");
+    }
 }

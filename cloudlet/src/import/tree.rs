@@ -49,8 +49,10 @@ pub struct Attributes {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Time of the last change, seconds since 1970.
-    pub mtime: u32,
+    /// Time of the last change, seconds since 1970; before that, less than 0.
+    pub mtime: i64,
+    /// And nanoseconds, below a second.
+    pub nanos: u32,
 }
 
 /// A number that stands for a node.
@@ -112,6 +114,7 @@ const DIRECTORY: Attributes = Attributes {
     uid: 0,
     gid: 0,
     mtime: 0,
+    nanos: 0,
 };
 
 impl Default for Tree {

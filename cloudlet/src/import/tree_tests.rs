@@ -8,6 +8,7 @@ const SOME: Attributes = Attributes {
     uid: 1,
     gid: 2,
     mtime: 3,
+    nanos: 4,
 };
 
 struct Case {
@@ -163,7 +164,7 @@ fn hard_links_share_and_outlive_each_other() {
 fn contents_without_a_name_make_room() {
     let mut case = Case {
         tree: Tree::new(),
-        spool: MemorySpool::new(10),
+        spool: MemorySpool::new(4096),
     };
     for _ in 0..100 {
         case.file("a/b").unwrap();
