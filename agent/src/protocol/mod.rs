@@ -8,6 +8,7 @@
 //!   put:  entries and data ----------------> |     <-- done
 //!   get:  <-- size, entries and data         |
 //!   sync: <-- one line a file system, done   |
+//!   console: <-- done                        |
 //!   any:  <-- error, which ends the session  |
 //! ```
 //!
@@ -104,6 +105,7 @@ pub(crate) mod kind {
     pub(crate) const PUT: u8 = 0x03;
     pub(crate) const GET: u8 = 0x04;
     pub(crate) const SYNC: u8 = 0x05;
+    pub(crate) const CONSOLE: u8 = 0x06;
     pub(crate) const STDIN: u8 = 0x10;
     pub(crate) const STDIN_END: u8 = 0x11;
     pub(crate) const TAKEN_STDOUT: u8 = 0x12;
@@ -128,7 +130,7 @@ pub(crate) mod kind {
     pub(crate) fn is_known(kind: u8) -> bool {
         matches!(
             kind,
-            HELLO..=SYNC | STDIN..=RESIZE | TREE_EXTENT..=TREE_UP | STDOUT..=TRIMMED | DONE | ERROR
+            HELLO..=CONSOLE | STDIN..=RESIZE | TREE_EXTENT..=TREE_UP | STDOUT..=TRIMMED | DONE | ERROR
         )
     }
 }

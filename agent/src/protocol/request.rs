@@ -42,6 +42,18 @@ pub struct Size {
     pub columns: u16,
 }
 
+impl Size {
+    fn encode(self, kind: u8, out: &mut Vec<u8>) -> Result<(), Error> {
+        let frame = Builder::new(out, kind);
+        frame.u16(self.rows).u16(self.columns).end()
+    }
+
+    fn decode(fields: &mut Fields<'_>) -> Result<Self, Error> {
+        let (rows, columns) = (fields.u16()?, fields.u16()?);
+        Ok(Self { rows, columns })
+    }
+}
+
 /// A command to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exec<'a> {
@@ -75,10 +87,7 @@ impl<'a> Exec<'a> {
     fn decode(payload: &'a [u8]) -> Result<Self, Error> {
         let mut fields = Fields::new(payload, "exec");
         let terminal = fields.flag()?;
-        let size = Size {
-            rows: fields.u16()?,
-            columns: fields.u16()?,
-        };
+        let size = Size::decode(&mut fields)?;
         let directory = fields.c_bytes(PATH_MAX)?;
         let arguments = words(&mut fields)?;
         let environment = words(&mut fields)?;
@@ -124,6 +133,8 @@ pub enum Request<'a> {
     Get(&'a [u8]),
     /// Trim disks and drop caches.
     Sync,
+    /// The serial console has this size.
+    Console(Size),
     /// More of the command's standard input.
     Stdin(&'a [u8]),
     /// Its end.
@@ -159,10 +170,8 @@ impl<'a> Request<'a> {
                 Builder::new(out, kind::TAKEN_STDERR).count(*bytes).end()
             }
             Self::Signal(signal) => Builder::new(out, kind::SIGNAL).u32(*signal).end(),
-            Self::Resize(size) => Builder::new(out, kind::RESIZE)
-                .u16(size.rows)
-                .u16(size.columns)
-                .end(),
+            Self::Console(size) => size.encode(kind::CONSOLE, out),
+            Self::Resize(size) => size.encode(kind::RESIZE, out),
             Self::Tree(entry) => entry.encode(out),
         }
     }
@@ -202,11 +211,13 @@ impl<'a> Request<'a> {
                 let mut fields = fields("signal");
                 (Self::Signal(fields.u32()?), fields)
             }
+            kind::CONSOLE => {
+                let mut fields = fields("console");
+                (Self::Console(Size::decode(&mut fields)?), fields)
+            }
             kind::RESIZE => {
                 let mut fields = fields("resize");
-                let rows = fields.u16()?;
-                let columns = fields.u16()?;
-                (Self::Resize(Size { rows, columns }), fields)
+                (Self::Resize(Size::decode(&mut fields)?), fields)
             }
             _ => return Entry::decode(frame).map(Self::Tree),
         };

@@ -44,6 +44,7 @@ fn requests<'a>(words: &'a [Vec<u8>], number: u16) -> Vec<Request<'a>> {
         },
         Request::Get(slices[0]),
         Request::Sync,
+        Request::Console(size),
         Request::Stdin(slices[0]),
         Request::StdinEnd,
         Request::Taken(Stream::Stdout, number.into()),

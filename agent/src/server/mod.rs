@@ -1,5 +1,6 @@
 //! The agent: takes connections, and serves each in a thread of its own.
 
+mod console;
 mod copy;
 mod exec;
 mod sync;
@@ -11,7 +12,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -221,6 +222,10 @@ fn session(stream: &UnixStream) -> Result<(), Error> {
         Request::Put { path, name } => copy::put(path, name, &mut incoming, &mut outgoing),
         Request::Get(path) => copy::get(path, &mut outgoing),
         Request::Sync => sync::sync(&mut outgoing),
+        Request::Console(size) => {
+            console::resize(Path::new(console::SERIAL), size)?;
+            Ok(outgoing.reply(&Reply::Done)?)
+        }
         _ => Err(Error::Unexpected),
     }
 }

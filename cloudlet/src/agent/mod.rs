@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cloudlet_agent::connection::{self, Incoming, Outgoing};
-use cloudlet_agent::protocol::{self, Hello, PORT, Reply, Request};
+use cloudlet_agent::protocol::{self, Hello, PORT, Reply, Request, Size};
 use cloudlet_agent::tree;
 use cloudlet_resources::client::{ClientError, shake_hands};
 
@@ -193,6 +193,23 @@ pub fn sync(stream: UnixStream) -> Result<Vec<Trimmed>, Error> {
             Reply::Error(why) => return Err(Error::Refused(words(why))),
             _ => return Err(Error::Unexpected),
         }
+    }
+}
+
+/// Tells the agent behind the VM's vsock socket at `path` the size of the guest's serial console.
+///
+/// # Errors
+/// See [`Error`].
+pub fn resize_console(path: &Path, size: Size) -> Result<(), Error> {
+    let mut session = Session::open(connect(path)?, &Request::Console(size))?;
+    session
+        .stream
+        .set_read_timeout(Some(OPENING_TIMEOUT))
+        .map_err(connection::Error::from)?;
+    match session.incoming.reply()? {
+        Reply::Done => Ok(()),
+        Reply::Error(why) => Err(Error::Refused(words(why))),
+        _ => Err(Error::Unexpected),
     }
 }
 

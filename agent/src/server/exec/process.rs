@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, PipeReader};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use std::thread;
 use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
 
 use crate::protocol::{End, Exec, Size};
 use crate::server::Error;
+use crate::server::console::set_size;
 use crate::sys;
 
 /// Where commands are looked for, unless the request says otherwise.
@@ -135,23 +135,13 @@ fn attach(command: &mut Command, size: Size) -> io::Result<File> {
     rustix::pty::grantpt(&ours)?;
     rustix::pty::unlockpt(&ours)?;
     let theirs = rustix::pty::ioctl_tiocgptpeer(&ours, flags)?;
-    resize(&ours, size)?;
+    set_size(&ours, size)?;
     command
         .stdin(theirs.try_clone()?)
         .stdout(theirs.try_clone()?)
         .stderr(theirs);
     sys::lead_session_on_terminal(command);
     Ok(ours.into())
-}
-
-fn resize(terminal: impl AsFd, size: Size) -> io::Result<()> {
-    let size = Winsize {
-        ws_row: size.rows,
-        ws_col: size.columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }
 
 /// `descriptor` as a file that never makes one wait.
@@ -206,7 +196,7 @@ impl Running {
         let Some(terminal) = &self.terminal else {
             return Err(Error::Unexpected);
         };
-        resize(terminal, size).map_err(|error| Error::System("resize the terminal", error))
+        set_size(terminal, size).map_err(|error| Error::System("resize the terminal", error))
     }
 
     /// Collects the command, which has ended.
