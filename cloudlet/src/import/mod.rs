@@ -2,8 +2,8 @@
 //!
 //! Nothing of what is imported becomes a path of the host. [`tree`] holds names and attributes in
 //! memory, where layers are merged; contents lie in numbered files of a private directory
-//! ([`spool`]); [`ext4`] has e2fsprogs write them into the file system. So owners and device nodes
-//! need no privilege, and symbolic links and `..` have nothing to lead out of.
+//! ([`spool`]); [`ext4`] writes both as a file system. So owners and device nodes need no privilege, and
+//! symbolic links and `..` have nothing to lead out of.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -12,9 +12,11 @@
 //! | [`boot`] | kernel and initial RAM disk |
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use cloudlet_agent::sparse;
 use sha2::{Digest as _, Sha256};
 
 use crate::boot_image::{self, Digest, Files, Manifest};
@@ -105,7 +107,8 @@ pub fn import(options: &Options<'_>, say: &mut dyn FnMut(&str)) -> Result<Manife
     let cmdline = boot::place(&options.boot, &tree, &contents, &image)?;
     say("writing the root file system");
     let root = image.join(boot_image::ROOT);
-    ext4::write(&tree, &contents, &root, options.root_len)?;
+    let file = File::create_new(&root).map_err(io_error("make", &root))?;
+    ext4::plan(&tree, &contents)?.write(&file, options.root_len, &mut |_, _| {})?;
     let manifest = Manifest {
         format: boot_image::FORMAT,
         source: name,
@@ -151,21 +154,40 @@ fn read(source: &Path, tree: &mut Tree, spool: &mut FileSpool) -> Result<String,
     Ok(format!("oci {}", image.digest))
 }
 
-/// Length and hash of a finished file.
+/// Length and hash of a finished file, whose holes are not read.
 fn digest(path: &Path) -> Result<Digest, Error> {
-    let mut file = File::open(path).map_err(io_error("open", path))?;
+    let file = File::open(path).map_err(io_error("open", path))?;
     let mut hash = Sha256::new();
-    let mut bytes = 0;
-    let mut chunk = vec![0; HASH_CHUNK_LEN];
-    loop {
-        let count = file.read(&mut chunk).map_err(io_error("read", path))?;
-        if count == 0 {
-            let sha256 = hex(&hash.finalize());
-            return Ok(Digest { bytes, sha256 });
+    hash_into(&mut hash, &file).map_err(io_error("read", path))?;
+    Ok(Digest {
+        bytes: file.metadata().map_err(io_error("look at", path))?.len(),
+        sha256: hex(&hash.finalize()),
+    })
+}
+
+fn hash_into(hash: &mut Sha256, file: &File) -> io::Result<()> {
+    let len = file.metadata()?.len();
+    let zeros = vec![0; HASH_CHUNK_LEN];
+    let mut chunk = zeros.clone();
+    let mut at = 0;
+    let stretches = sparse::data(file, len).chain(std::iter::once(Ok(len..len)));
+    for stretch in stretches {
+        let stretch = stretch?;
+        while at < stretch.start {
+            let count = (stretch.start - at).min(HASH_CHUNK_LEN as u64);
+            // At most a chunk.
+            hash.update(&zeros[..usize::try_from(count).unwrap_or(0)]);
+            at += count;
         }
-        hash.update(&chunk[..count]);
-        bytes += count as u64;
+        while at < stretch.end {
+            let count = (stretch.end - at).min(HASH_CHUNK_LEN as u64);
+            let part = &mut chunk[..usize::try_from(count).unwrap_or(0)];
+            file.read_exact_at(part, at)?;
+            hash.update(part);
+            at += count;
+        }
     }
+    Ok(())
 }
 
 /// Bytes as lower-case digits.

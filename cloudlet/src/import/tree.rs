@@ -17,6 +17,8 @@ const NAME_LEN_MAX: usize = 255;
 const TARGET_LEN_MAX: usize = 4000;
 /// Most symbolic links on the way of one path.
 const LINKS_MAX: u32 = 40;
+/// Most bytes of extended attributes, of all files together.
+const XATTRS_LEN_MAX: usize = 64 << 20;
 /// Deepest directory.
 const DEPTH_MAX: usize = 256;
 
@@ -35,6 +37,9 @@ pub enum Error {
     /// There is no end of names.
     #[error("there are more than {NAMES_MAX} names")]
     TooMany,
+    /// There is no end of extended attributes.
+    #[error("there are more than {XATTRS_LEN_MAX} bytes of extended attributes")]
+    Attributes,
     /// Contents could not be kept.
     #[error("cannot keep a file's contents")]
     Contents(#[from] io::Error),
@@ -54,6 +59,9 @@ pub struct Attributes {
     /// And nanoseconds, below a second.
     pub nanos: u32,
 }
+
+/// An extended attribute: its name, with what it begins with, and its value.
+pub type Xattr = (Vec<u8>, Vec<u8>);
 
 /// A number that stands for a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +93,8 @@ pub struct Node {
     pub kind: Kind,
     /// Number of names that lead to it.
     pub names: u32,
+    /// Extended attributes, names and values.
+    pub xattrs: Vec<Xattr>,
     /// The last layer that had it, or anything below it.
     layer: u32,
 }
@@ -96,6 +106,8 @@ pub struct Tree {
     /// Names given so far, those that are gone as well.
     names: usize,
     layer: u32,
+    /// Bytes of extended attributes given so far.
+    xattrs_len: usize,
 }
 
 /// The directory that everything is in.
@@ -131,12 +143,14 @@ impl Tree {
             attributes: DIRECTORY,
             kind: Kind::Directory(BTreeMap::new()),
             names: 1,
+            xattrs: Vec::new(),
             layer: 0,
         };
         Self {
             nodes: vec![root],
             names: 0,
             layer: 0,
+            xattrs_len: 0,
         }
     }
 
@@ -210,9 +224,7 @@ impl Tree {
         spool: &mut dyn Spool,
     ) -> Result<(), Error> {
         if let Kind::Symlink(target) = &kind
-            && (target.is_empty()
-                || target.len() > TARGET_LEN_MAX
-                || target.iter().any(|byte| b"\0\n".contains(byte)))
+            && (target.is_empty() || target.len() > TARGET_LEN_MAX || target.contains(&0))
         {
             return Err(bad(target));
         }
@@ -246,6 +258,27 @@ impl Tree {
         node.names += 1;
         node.layer = self.layer;
         self.children(parent).insert(name.to_vec(), id);
+        Ok(())
+    }
+
+    /// Gives what `path` leads to extended attributes, in place of those that it has.
+    ///
+    /// # Errors
+    /// It leads to nothing, or there is no end of attributes.
+    pub fn set_xattrs(&mut self, path: &[u8], xattrs: Vec<Xattr>) -> Result<(), Error> {
+        let names = split(path)?;
+        let found = self.walk(&names, false).ok();
+        let id = found.and_then(|way| way.last().copied());
+        let id = id.ok_or_else(|| not_there(path))?;
+        let len: usize = xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        self.xattrs_len += len;
+        if self.xattrs_len > XATTRS_LEN_MAX {
+            return Err(Error::Attributes);
+        }
+        self.nodes[id.0].xattrs = xattrs;
         Ok(())
     }
 
@@ -385,6 +418,7 @@ impl Tree {
             attributes,
             kind,
             names: 1,
+            xattrs: Vec::new(),
             layer: self.layer,
         });
         self.children(parent).insert(name.to_vec(), id);
@@ -431,9 +465,7 @@ fn split(path: &[u8]) -> Result<Vec<&[u8]>, Error> {
         .split(|&byte| byte == b'/')
         .filter(|name| !name.is_empty() && *name != b".")
         .collect();
-    let wrong = |name: &&[u8]| {
-        *name == b".." || name.len() > NAME_LEN_MAX || name.iter().any(|b| b"\0\n".contains(b))
-    };
+    let wrong = |name: &&[u8]| *name == b".." || name.len() > NAME_LEN_MAX || name.contains(&0);
     if path.len() > PATH_LEN_MAX || names.len() > DEPTH_MAX || names.iter().any(wrong) {
         return Err(bad(path));
     }
