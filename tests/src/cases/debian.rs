@@ -27,7 +27,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "debian_object_is_synthesised_and_recognises",
         run: object,
-        needs: needs(&[DEBIAN, OBJECT]),
+        needs: needs(&[DEBIAN, OBJECT]).long(),
     },
 ];
 

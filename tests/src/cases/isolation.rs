@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::{Case, Needs};
+use super::{Case, Needs, is_long};
 use crate::failure::{Failure, Outcome};
 use crate::host::{Host, pid_of};
 use crate::process::{self, Process};
@@ -16,7 +16,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "every_thread_has_its_filter",
         run: filters_are_on,
-        needs: Needs::GUEST,
+        needs: Needs::GUEST.in_both_lanes(),
     },
     Case {
         name: "a_forbidden_call_in_the_control_thread_kills",
@@ -31,7 +31,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "a_guest_that_misuses_its_devices_harms_only_itself",
         run: chaos,
-        needs: Needs::GUEST.within(120),
+        needs: Needs::GUEST.in_both_lanes().within(120),
     },
 ];
 
@@ -84,8 +84,9 @@ fn forbidden(host: &Host, thread: &str) -> Outcome {
     Ok(())
 }
 
-/// How long guests misuse their devices in all, real time in both lanes: under CI, and elsewhere.
-const CHAOS: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(15)];
+/// How long guests misuse their devices in all, real time in both lanes: in a long run, and else.
+const CHAOS_LONG: Duration = Duration::from_secs(60);
+const CHAOS: Duration = Duration::from_secs(15);
 /// What a VMM has touched by then is what it needs, the guest's 4 MiB included.
 const SETTLED: Duration = Duration::from_secs(5);
 /// Most that a VMM may grow after that.
@@ -100,7 +101,7 @@ fn chaos(host: &Host) -> Outcome {
     let disk = host.path("ro.img");
     fs::write(&disk, vec![7; 1 << 20])?;
     let disk = format!("{},ro", disk.display());
-    let end = Instant::now() + CHAOS[usize::from(std::env::var_os("CI").is_none())];
+    let end = Instant::now() + if is_long() { CHAOS_LONG } else { CHAOS };
     let mut seed = NonZeroU32::MIN;
     while Instant::now() < end {
         let kernel = host.path("chaos");

@@ -19,17 +19,17 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "run_shows_the_guests_serial_output",
         run: serial,
-        needs: Needs::GUEST,
+        needs: Needs::GUEST.in_both_lanes(),
     },
     Case {
         name: "run_takes_memory_sizes_up_to_4_gib",
         run: memory_sizes,
-        needs: Needs::GUEST,
+        needs: Needs::GUEST.in_both_lanes(),
     },
     Case {
         name: "run_takes_8_cpus_and_cpu_models",
         run: cpus_and_models,
-        needs: Needs::GUEST,
+        needs: Needs::GUEST.in_both_lanes(),
     },
     Case {
         name: "run_detached_lives_on_until_stopped",
@@ -39,7 +39,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "pause_and_resume_show_in_status",
         run: pause_resume,
-        needs: Needs::GUEST,
+        needs: Needs::GUEST.in_both_lanes(),
     },
     Case {
         name: "sockets_are_the_owners_only",
@@ -64,17 +64,17 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "a_reset_by_the_guest_exits_10",
         run: guest_reset,
-        needs: Needs::GUEST,
+        needs: Needs::GUEST.in_both_lanes(),
     },
     Case {
         name: "a_triple_fault_exits_11",
         run: triple_fault,
-        needs: Needs::GUEST,
+        needs: Needs::GUEST.in_both_lanes(),
     },
     Case {
         name: "a_halted_guest_can_be_stopped",
         run: halted,
-        needs: Needs::GUEST,
+        needs: Needs::GUEST.in_both_lanes(),
     },
     Case {
         name: "kernels_that_are_none_are_refused",

@@ -54,8 +54,19 @@ pub struct Needs {
     pub linux: &'static [&'static str],
     /// Programs that must be installed.
     pub programs: &'static [&'static str],
+    /// Whether it takes minutes and shows what other cases show in short: it runs with `--long`.
+    pub long: bool,
     /// Time limit in lane 1.
     pub limit: Duration,
+}
+
+/// Set by `tests/run --long`: cases that take minutes run too, and some of the others do more.
+pub const LONG: &str = "CLOUDLET_TESTS_LONG";
+
+/// Whether there is time for everything.
+#[must_use]
+pub fn is_long() -> bool {
+    std::env::var_os(LONG).is_some()
 }
 
 /// Is there where KVM has neither VT-x nor SVM below it.
@@ -70,17 +81,19 @@ impl Needs {
         only_lane: Some((Lane::One, "starts no guest")),
         linux: &[],
         programs: &[],
+        long: false,
         limit: Duration::from_secs(30),
     };
 
-    /// Starts small guests.
+    /// Starts embedded guests. Lane 1 is enough, unless the case asks for both.
     const GUEST: Self = Self {
         kvm: true,
         root: false,
         memory_mib: 512,
-        only_lane: None,
+        only_lane: Some((Lane::One, "KVM makes no difference to it")),
         linux: &[],
         programs: &[],
+        long: false,
         limit: Duration::from_secs(60),
     };
 
@@ -94,8 +107,22 @@ impl Needs {
             only_lane: None,
             linux: kernels,
             programs: &[],
+            long: false,
             limit: Duration::from_secs(60),
         }
+    }
+
+    /// As these, in lane 2 as well: for what nested paging, exits and vCPUs of another KVM change.
+    const fn in_both_lanes(self) -> Self {
+        Self {
+            only_lane: None,
+            ..self
+        }
+    }
+
+    /// As these, and only where there is time for everything.
+    const fn long(self) -> Self {
+        Self { long: true, ..self }
     }
 
     /// As these, but as root.
@@ -134,6 +161,9 @@ impl Case {
             && only != lane
         {
             return Some(format!("lane {} only: {why}", only.number()));
+        }
+        if needs.long && !is_long() {
+            return Some("takes minutes: runs with --long".to_owned());
         }
         if needs.kvm
             && std::fs::File::options()

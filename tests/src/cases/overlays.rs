@@ -13,7 +13,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "an_overlay_is_made_shown_and_verified",
         run: made,
-        needs: Needs::GUEST.within(90),
+        needs: Needs::GUEST.in_both_lanes().within(90),
     },
     Case {
         name: "overlay_verify_finds_every_damage",

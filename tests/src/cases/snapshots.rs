@@ -12,7 +12,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "a_restored_vm_goes_on_where_it_was",
         run: restore,
-        needs: Needs::GUEST,
+        needs: Needs::GUEST.in_both_lanes(),
     },
     Case {
         name: "a_snapshot_of_a_paused_vm_is_repeatable",
@@ -22,7 +22,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "clones_run_at_once_and_share_memory",
         run: clones,
-        needs: Needs::GUEST,
+        needs: Needs::GUEST.in_both_lanes(),
     },
     Case {
         name: "cycles_under_load_lose_nothing",

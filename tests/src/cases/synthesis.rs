@@ -18,7 +18,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "every_way_of_synthesis_ends_in_the_same_memory",
         run: same_memory,
-        needs: NEEDS,
+        needs: NEEDS.in_both_lanes(),
     },
     Case {
         name: "a_synthesised_vm_answers_and_verifies",
@@ -28,7 +28,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "early_start_answers_before_the_overlay_is_there",
         run: early,
-        needs: NEEDS,
+        needs: NEEDS.in_both_lanes(),
     },
     Case {
         name: "a_connection_that_is_cut_is_resumed",
