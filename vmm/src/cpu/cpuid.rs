@@ -2,16 +2,19 @@
 //! topology, and the check that a host can carry on with what a saved VM was told.
 //!
 //! The CPUID that a VM was started with is part of its saved state and never changes. A named
-//! baseline is a fixed list, so that such a VM restores on any host that has the level. The price
-//! is that it hides everything else, the speculation controls among it: a guest that needs those
-//! takes `host`.
+//! baseline is the level's list, and of the rest only what protects the guest's kernel where the host
+//! has it (SMEP, SMAP, UMIP, the controls of speculation): such a VM restores on any host that has the
+//! level and protects as well. Nested virtualisation and performance counters are in no model.
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
 use kvm_ioctls::Kvm;
 
-use super::features::{FeatureWord, HTT, HYPERVISOR, Register, TSC_DEADLINE, WORDS};
+use super::features::{
+    ARCH_CAPABILITIES, FeatureWord, HIDDEN_BITS, HIDDEN_LEAVES, HTT, HYPERVISOR, Register,
+    TSC_DEADLINE, WORDS, is_compared_otherwise,
+};
 use crate::config::CpuModel;
 
 /// KVM's signature leaf; its EAX is the highest leaf of that range.
@@ -23,6 +26,8 @@ const APIC_BUS_KHZ: u32 = 1_000_000;
 /// Highest basic and extended leaf that a named baseline has.
 const BASELINE_LEAF_MAX: u32 = 0xd;
 const BASELINE_EXTENDED_MAX: u32 = 0x8000_0008;
+/// AMD's leaf of further mitigations, which a baseline has beyond that.
+const AMD_MITIGATIONS: u32 = 0x8000_0021;
 /// x87, SSE and AVX state: bytes of an XSAVE area in the standard format.
 const XSAVE_AVX_BYTES: u32 = 0x340;
 
@@ -79,6 +84,7 @@ impl HostCpuid {
                 leaf.ecx &= !(1 << TSC_DEADLINE);
             }
         }
+        hide(&mut host.entries);
         Ok(host)
     }
 
@@ -114,6 +120,26 @@ impl HostCpuid {
         Ok(entries)
     }
 
+    /// Registers of saved leaves that hold something which is not compared bit by bit, and that this
+    /// host has otherwise or not at all: layouts, such as where XSAVE keeps a component, and leaves
+    /// of a later day.
+    fn differing<'a>(
+        &'a self,
+        saved: &'a [kvm_cpuid_entry2],
+    ) -> impl Iterator<Item = (&'a kvm_cpuid_entry2, Register)> {
+        let registers = [Register::Eax, Register::Ebx, Register::Ecx, Register::Edx];
+        let pairs = saved
+            .iter()
+            .flat_map(move |entry| registers.map(|register| (entry, register)));
+        pairs.filter(|(entry, register)| {
+            let value = register_of(entry, *register);
+            let here = find(&self.entries, entry.function, entry.index);
+            value != 0
+                && !is_compared_otherwise(entry.function, entry.index, *register)
+                && here.is_none_or(|here| register_of(here, *register) != value)
+        })
+    }
+
     fn check_baseline(&self, model: CpuModel) -> Result<(), CpuidError> {
         let missing = missing_names(|word| required(word, model) & !word_of(&self.entries, word));
         if missing.is_empty() {
@@ -142,6 +168,13 @@ impl HostCpuid {
                 missing.push_str(", ");
             }
             missing.push_str(&format!("{had} bits of physical address (it has {has})"));
+        }
+        for (entry, register) in self.differing(saved) {
+            if !missing.is_empty() {
+                missing.push_str(", ");
+            }
+            let (function, index) = (entry.function, entry.index);
+            missing.push_str(&format!("cpuid {function:#x}.{index}:{register:?}").to_lowercase());
         }
         if missing.is_empty() {
             return Ok(());
@@ -183,20 +216,44 @@ fn find_mut(
         .find(|entry| entry.function == function && entry.index == index)
 }
 
-fn word_of(entries: &[kvm_cpuid_entry2], word: &FeatureWord) -> u32 {
-    find(entries, word.function, word.index).map_or(0, |entry| match word.register {
+fn register_of(entry: &kvm_cpuid_entry2, register: Register) -> u32 {
+    match register {
         Register::Eax => entry.eax,
         Register::Ebx => entry.ebx,
         Register::Ecx => entry.ecx,
         Register::Edx => entry.edx,
-    })
+    }
 }
 
-fn mask_word(entries: &mut [kvm_cpuid_entry2], word: &FeatureWord, mask: u32) {
-    let Some(entry) = find_mut(entries, word.function, word.index) else {
+fn word_of(entries: &[kvm_cpuid_entry2], word: &FeatureWord) -> u32 {
+    find(entries, word.function, word.index).map_or(0, |entry| register_of(entry, word.register))
+}
+
+/// Whether a table says that `IA32_ARCH_CAPABILITIES` exists.
+#[must_use]
+pub fn has_arch_capabilities(entries: &[kvm_cpuid_entry2]) -> bool {
+    find(entries, 7, 0).is_some_and(|leaf| leaf.edx & (1 << ARCH_CAPABILITIES) != 0)
+}
+
+/// Takes out what no VM has.
+fn hide(entries: &mut [kvm_cpuid_entry2]) {
+    for &(function, index, register, bits) in HIDDEN_BITS {
+        mask(entries, (function, index, register), !bits);
+    }
+    for entry in entries {
+        if HIDDEN_LEAVES.contains(&entry.function) {
+            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
+        }
+    }
+}
+
+/// Leaves of a register what is in `mask`.
+fn mask(entries: &mut [kvm_cpuid_entry2], place: (u32, u32, Register), mask: u32) {
+    let (function, index, register) = place;
+    let Some(entry) = find_mut(entries, function, index) else {
         return;
     };
-    match word.register {
+    match register {
         Register::Eax => entry.eax &= mask,
         Register::Ebx => entry.ebx &= mask,
         Register::Ecx => entry.ecx &= mask,
@@ -209,27 +266,35 @@ fn apply_baseline(entries: &mut Vec<kvm_cpuid_entry2>, model: CpuModel) {
     entries.retain(|entry| match entry.function {
         // Only the state components of the level, and no compaction.
         0xd => model == CpuModel::V3 && matches!(entry.index, 0..=2),
-        7 => entry.index == 0,
+        7 => matches!(entry.index, 0 | 2),
         function if function < KVM_SIGNATURE => function <= BASELINE_LEAF_MAX,
+        AMD_MITIGATIONS => true,
         function if function >= 0x8000_0000 => function <= BASELINE_EXTENDED_MAX,
         _ => true,
     });
     for word in WORDS {
-        mask_word(
+        mask(
             entries,
-            word,
+            (word.function, word.index, word.register),
             required(word, model) | word.baseline_optional,
         );
     }
+    let extended_max = match find(entries, AMD_MITIGATIONS, 0) {
+        Some(_) => AMD_MITIGATIONS,
+        None => BASELINE_EXTENDED_MAX,
+    };
+    let leaf_7_max = find(entries, 7, 2).map_or(0, |_| 2);
     for entry in entries.iter_mut() {
         match (entry.function, entry.index) {
             (0, _) => entry.eax = BASELINE_LEAF_MAX,
-            (0x8000_0000, _) => entry.eax = BASELINE_EXTENDED_MAX,
+            (0x8000_0000, _) => entry.eax = extended_max,
             // Of thermal and power management, the always-running LAPIC timer alone.
             (6, _) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (entry.eax & 4, 0, 0, 0),
-            // MONITOR, direct cache access, performance counters: hidden.
-            (5 | 9 | 0xa, _) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-            (7, 0) => entry.eax = 0,
+            // MONITOR, direct cache access: hidden.
+            (5 | 9, _) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+            (7, 0) => entry.eax = leaf_7_max,
+            (7, 2) => (entry.eax, entry.ebx, entry.ecx) = (0, 0, 0),
+            (AMD_MITIGATIONS, _) => (entry.ebx, entry.edx) = (0, 0),
             (0xd, 0) => (entry.ebx, entry.ecx, entry.edx) = (XSAVE_AVX_BYTES, XSAVE_AVX_BYTES, 0),
             (0xd, 1) => (entry.ebx, entry.ecx, entry.edx) = (0, 0, 0),
             _ => {}

@@ -13,7 +13,7 @@ fn rich_host() -> HostCpuid {
         edx,
         ..Default::default()
     };
-    HostCpuid {
+    let mut host = HostCpuid {
         entries: vec![
             leaf(0, 0, 0x1f, 0, 0, 0),
             leaf(1, 0, 0x00a0_0f11, 0x0808_0800, u32::MAX, u32::MAX),
@@ -22,6 +22,7 @@ fn rich_host() -> HostCpuid {
             leaf(6, 0, 0x77, 2, 9, 0),
             leaf(7, 0, 2, u32::MAX, u32::MAX, u32::MAX),
             leaf(7, 1, u32::MAX, 0, 0, 0),
+            leaf(7, 2, 0, 0, 0, u32::MAX),
             leaf(0xa, 0, 5, 6, 7, 8),
             leaf(0xb, 0, 1, 2, 3, 4),
             leaf(0xd, 0, 0x2e7, 0xa88, 0xa88, 0),
@@ -37,9 +38,13 @@ fn rich_host() -> HostCpuid {
             leaf(0x8000_0007, 0, 0, 0, 0, 0x100),
             leaf(0x8000_0008, 0, 0x3030, u32::MAX, 0x700f, 0),
             leaf(0x8000_001e, 0, 7, 7, 7, 0),
-            leaf(0x8000_0021, 0, u32::MAX, 0, 0, 0),
+            leaf(0x8000_000a, 0, 1, 0x8000, 0, u32::MAX),
+            leaf(0x8000_0021, 0, u32::MAX, 0xfff, 6, 0),
+            leaf(0x8000_0022, 0, 1, 6, 0, 0),
         ],
-    }
+    };
+    hide(&mut host.entries);
+    host
 }
 
 #[test]
@@ -50,20 +55,98 @@ fn baselines_are_what_the_level_has() {
     let leaf = |table: &[kvm_cpuid_entry2], function| *find(table, function, 0).unwrap();
     assert_eq!(leaf(&v2, 1).ecx & (1 << 28), 0, "v2 has no AVX");
     assert_ne!(leaf(&v2, 1).ecx & (1 << 20), 0, "v2 has SSE4.2");
-    assert_eq!(leaf(&v2, 7).ebx, 0);
-    assert_eq!(leaf(&v3, 7).ebx, (1 << 3) | (1 << 5) | (1 << 8));
-    assert_eq!(leaf(&v3, 7).edx, 0);
+    // SMEP and SMAP, and for v3 BMI1, AVX2, BMI2.
+    let protections = (1 << 7) | (1 << 20);
+    assert_eq!(leaf(&v2, 7).ebx, protections);
+    assert_eq!(
+        leaf(&v3, 7).ebx,
+        (1 << 3) | (1 << 5) | (1 << 8) | protections
+    );
+    assert_eq!(leaf(&v3, 7).ecx, 1 << 2, "UMIP");
+    // SPEC_CTRL, STIBP, ARCH_CAPABILITIES, SSBD, and no AVX-512.
+    assert_eq!(leaf(&v3, 7).edx & 0xac00_0000, 0xac00_0000);
+    assert_eq!(leaf(&v3, 7).edx & 0xc, 0);
+    assert_eq!(leaf(&v3, 7).eax, 2);
+    assert_eq!(find(&v3, 7, 2).unwrap().edx, 0x3f);
+    assert_ne!(leaf(&v2, 0x8000_0008).ebx & (1 << 12), 0, "IBPB");
+    assert_ne!(leaf(&v2, 0x8000_0021).eax & (1 << 8), 0, "automatic IBRS");
+    assert_eq!(leaf(&v2, 0x8000_0021).eax & (1 << 9), 0);
+    assert_eq!(leaf(&v2, 0x8000_0000).eax, 0x8000_0021);
     assert_eq!(leaf(&v3, 0xd).eax, 7);
     assert!(find(&v2, 0xd, 0).is_none() && find(&v3, 0xd, 5).is_none());
-    assert!(find(&v3, 0x1f, 0).is_none() && find(&v3, 0x8000_0021, 0).is_none());
+    assert!(find(&v3, 0x1f, 0).is_none() && find(&v3, 7, 1).is_none());
     assert_eq!(leaf(&v2, 0xa).eax, 0);
     assert_eq!(leaf(&v2, 0x4000_0010).eax, 2_000_000);
     assert_eq!(leaf(&v2, 0x4000_0000).eax, 0x4000_0010);
-    // The same list comes out of a poorer host that has the level.
+    // The same list comes out of a host that has the level and protects as well, and no more.
     let mut poorer = rich_host();
-    find_mut(&mut poorer.entries, 7, 0).unwrap().ebx = (1 << 3) | (1 << 5) | (1 << 8);
-    find_mut(&mut poorer.entries, 0x8000_0008, 0).unwrap().ebx = 0;
+    find_mut(&mut poorer.entries, 7, 0).unwrap().ebx = (1 << 3) | (1 << 5) | (1 << 8) | protections;
+    find_mut(&mut poorer.entries, 7, 0).unwrap().edx = LEAF_7_EDX;
+    find_mut(&mut poorer.entries, 0x8000_0001, 0).unwrap().ecx = 0x21;
     assert_eq!(poorer.template(CpuModel::V3, 2_000_000).unwrap(), v3);
+}
+
+/// What a baseline has of leaf 7's EDX.
+const LEAF_7_EDX: u32 = 0xbc00_0600;
+
+#[test]
+fn a_guest_that_was_protected_does_not_go_on_without() {
+    let saved = rich_host().template(CpuModel::V2, 1).unwrap();
+    let mut host = rich_host();
+    find_mut(&mut host.entries, 7, 0).unwrap().ebx &= !(1 << 20);
+    find_mut(&mut host.entries, 7, 2).unwrap().edx &= !(1 << 4);
+    find_mut(&mut host.entries, 0x8000_0021, 0).unwrap().eax &= !(1 << 8);
+    let error = host.check_restorable(&saved).unwrap_err().to_string();
+    assert!(error.contains("smap, bhi_ctrl, autoibrs"), "{error}");
+}
+
+#[test]
+fn no_vm_has_nested_virtualisation_or_counters() {
+    for model in [CpuModel::Host, CpuModel::V2, CpuModel::V3] {
+        let table = rich_host().template(model, 1).unwrap();
+        let leaf = |function| find(&table, function, 0).copied().unwrap_or_default();
+        assert_eq!(
+            leaf(1).ecx & ((1 << 5) | (1 << 15)),
+            0,
+            "{model}: VMX, PDCM"
+        );
+        let hidden = (1 << 2) | (1 << 23) | (1 << 24) | (1 << 28);
+        assert_eq!(leaf(0x8000_0001).ecx & hidden, 0, "{model}: SVM, counters");
+        for function in [0xa, 0x8000_000a, 0x8000_0022] {
+            let leaf = leaf(function);
+            let all = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
+            assert_eq!(all, [0; 4], "{model}: {function:#x}");
+        }
+    }
+    // A saved state cannot bring it back.
+    let mut saved = rich_host().template(CpuModel::Host, 1).unwrap();
+    find_mut(&mut saved, 1, 0).unwrap().ecx |= 1 << 5;
+    find_mut(&mut saved, 0x8000_0001, 0).unwrap().ecx |= 1 << 2;
+    let error = rich_host()
+        .check_restorable(&saved)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("lacks vmx, svm"), "{error}");
+}
+
+#[test]
+fn leaves_of_a_later_day_and_layouts_are_compared_whole() {
+    let mut saved = rich_host().template(CpuModel::Host, 1).unwrap();
+    rich_host().check_restorable(&saved).unwrap();
+    find_mut(&mut saved, 0xd, 5).unwrap().ebx = 0x540;
+    saved.push(kvm_cpuid_entry2 {
+        function: 0x24,
+        ebx: 7,
+        ..Default::default()
+    });
+    let error = rich_host()
+        .check_restorable(&saved)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("cpuid 0xd.5:ebx, cpuid 0x24.0:ebx"),
+        "{error}"
+    );
 }
 
 #[test]

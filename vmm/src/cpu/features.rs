@@ -25,7 +25,7 @@ pub(crate) struct FeatureWord {
     pub(crate) v2_required: u32,
     pub(crate) v3_required: u32,
     /// What the named baselines let through beside that, where the host has it: what every
-    /// 64-bit CPU has, and what KVM itself emulates.
+    /// 64-bit CPU has, what KVM itself emulates, and what protects a guest's kernel.
     pub(crate) baseline_optional: u32,
     /// Names from bit 0 up; an empty name or the end of the list is an unnamed bit.
     pub(crate) names: &'static [&'static str],
@@ -82,10 +82,135 @@ const XSAVE: u32 = 26;
 const OSXSAVE: u32 = 27;
 const AVX: u32 = 28;
 const F16C: u32 = 29;
+/// Virtual machine extensions, and capabilities of performance monitoring: leaf 1, ECX.
+const VMX: u32 = 5;
+const PDCM: u32 = 15;
 /// "Runs under a hypervisor": leaf 1, ECX.
 pub(crate) const HYPERVISOR: u32 = 31;
 /// "Has more than one logical processor": leaf 1, EDX.
 pub(crate) const HTT: u32 = 28;
+
+// Leaf 7, EBX.
+const SGX: u32 = 2;
+const SMEP: u32 = 7;
+const SMAP: u32 = 20;
+const INTEL_PT: u32 = 25;
+// Leaf 7, ECX.
+const UMIP: u32 = 2;
+// Leaf 7, EDX.
+const ARCH_LBR: u32 = 19;
+/// `IA32_ARCH_CAPABILITIES` exists: leaf 7, EDX.
+pub(crate) const ARCH_CAPABILITIES: u32 = 29;
+/// srbds_ctrl, md_clear, spec_ctrl, stibp, flush_l1d, arch_capabilities, ssbd.
+const LEAF_7_EDX_MITIGATIONS: u32 = bits(&[9, 10, 26, 27, 28, ARCH_CAPABILITIES, 31]);
+/// psfd, ipred_ctrl, rrsba_ctrl, ddpd_u, bhi_ctrl, mcdt_no.
+const LEAF_7_2_EDX_MITIGATIONS: u32 = bits(&[0, 1, 2, 3, 4, 5]);
+
+// Leaf 0x8000_0001, ECX.
+const SVM: u32 = 2;
+const IBS: u32 = 10;
+const SKINIT: u32 = 12;
+const PERFCTR_CORE: u32 = 23;
+const PERFCTR_NB: u32 = 24;
+const PERFCTR_LLC: u32 = 28;
+/// ibpb, ibrs, stibp, stibp_always_on, ibrs_same_mode, ssbd, virt_ssbd, ssb_no, psfd, btc_no, ibpb_ret.
+const LEAF_8000_0008_EBX_MITIGATIONS: u32 = bits(&[12, 14, 15, 17, 19, 24, 25, 26, 28, 29, 30]);
+/// lfence_rdtsc, verw_clear, null_sel_clr_base, autoibrs, sbpb, ibpb_brtype, srso_no,
+/// srso_user_kernel_no.
+const LEAF_8000_0021_EAX_MITIGATIONS: u32 = bits(&[2, 5, 6, 8, 27, 28, 29, 30]);
+
+/// Bits that no VM of ours has, whatever the host: nested virtualisation, whose state is not saved,
+/// performance counters, traces and branch records, which tell of other tenants, and enclaves.
+pub(crate) const HIDDEN_BITS: &[(u32, u32, Register, u32)] = &[
+    (1, 0, Register::Ecx, bits(&[VMX, PDCM])),
+    (7, 0, Register::Ebx, bits(&[SGX, INTEL_PT])),
+    (7, 0, Register::Edx, bits(&[ARCH_LBR])),
+    (
+        0x8000_0001,
+        0,
+        Register::Ecx,
+        bits(&[SVM, IBS, SKINIT, PERFCTR_CORE, PERFCTR_NB, PERFCTR_LLC]),
+    ),
+];
+
+/// Leaves that describe what [`HIDDEN_BITS`] hides: performance counters, SGX, processor trace, branch
+/// records, SVM, IBS, memory encryption, version 2 of AMD's counters.
+pub(crate) const HIDDEN_LEAVES: &[u32] = &[
+    0xa,
+    0x12,
+    0x14,
+    0x1c,
+    0x8000_000a,
+    0x8000_001b,
+    0x8000_001f,
+    0x8000_0022,
+];
+
+/// Leaves that say nothing of features: vendor and highest leaf, caches, monitoring, power, topology,
+/// clocks, TLBs, KVM's signature and timing, brand, optimisations.
+const DESCRIPTIONS: &[u32] = &[
+    0,
+    2,
+    4,
+    5,
+    6,
+    0xb,
+    0x15,
+    0x16,
+    0x17,
+    0x18,
+    0x1f,
+    0x4000_0000,
+    0x4000_0010,
+    0x8000_0000,
+    0x8000_0002,
+    0x8000_0003,
+    0x8000_0004,
+    0x8000_0005,
+    0x8000_0006,
+    0x8000_0019,
+    0x8000_001a,
+    0x8000_001d,
+    0x8000_001e,
+    0x8000_0026,
+];
+
+/// Registers of leaves with feature words that hold no features: family and APIC id, the highest
+/// subleaf, sizes that KVM computes, hints, power, address widths (compared by themselves) and core
+/// counts, sizes of microcode.
+const DESCRIBING_REGISTERS: &[(u32, u32, &[Register])] = &[
+    (1, 0, &[Register::Eax, Register::Ebx]),
+    (7, 0, &[Register::Eax]),
+    (0xd, 0, &[Register::Ebx, Register::Ecx]),
+    (0xd, 1, &[Register::Ebx]),
+    (0x4000_0001, 0, &[Register::Edx]),
+    (0x8000_0001, 0, &[Register::Eax, Register::Ebx]),
+    (
+        0x8000_0007,
+        0,
+        &[Register::Eax, Register::Ebx, Register::Ecx],
+    ),
+    (
+        0x8000_0008,
+        0,
+        &[Register::Eax, Register::Ecx, Register::Edx],
+    ),
+    (0x8000_0021, 0, &[Register::Ebx]),
+];
+
+/// Whether a register of a leaf may differ between the host that a VM was saved on and one that it is
+/// restored on, or is compared bit by bit through [`WORDS`]. All others must be the same.
+pub(crate) fn is_compared_otherwise(function: u32, index: u32, register: Register) -> bool {
+    DESCRIPTIONS.contains(&function)
+        || DESCRIBING_REGISTERS
+            .iter()
+            .any(|(leaf, subleaf, registers)| {
+                (*leaf, *subleaf) == (function, index) && registers.contains(&register)
+            })
+        || WORDS
+            .iter()
+            .any(|word| (word.function, word.index, word.register) == (function, index, register))
+}
 
 const LEAF_1_ECX_V2: u32 = bits(&[SSE3, SSSE3, CX16, SSE4_1, SSE4_2, POPCNT]);
 const LEAF_1_ECX_V3: u32 = LEAF_1_ECX_V2 | bits(&[FMA, MOVBE, XSAVE, AVX, F16C]);
@@ -160,7 +285,7 @@ pub(crate) const WORDS: &[FeatureWord] = &[
         host_independent: 0,
         v2_required: 0,
         v3_required: bits(&[3, 5, 8]),
-        baseline_optional: 0,
+        baseline_optional: bits(&[SMEP, SMAP]),
         names: &[
             "fsgsbase",
             "tsc_adjust",
@@ -203,7 +328,7 @@ pub(crate) const WORDS: &[FeatureWord] = &[
         host_independent: bits(&[4]),
         v2_required: 0,
         v3_required: 0,
-        baseline_optional: 0,
+        baseline_optional: bits(&[UMIP]),
         names: &[
             "prefetchwt1",
             "avx512vbmi",
@@ -246,7 +371,7 @@ pub(crate) const WORDS: &[FeatureWord] = &[
         host_independent: 0,
         v2_required: 0,
         v3_required: 0,
-        baseline_optional: 0,
+        baseline_optional: LEAF_7_EDX_MITIGATIONS,
         names: &[
             "",
             "",
@@ -293,6 +418,33 @@ pub(crate) const WORDS: &[FeatureWord] = &[
         names: &["sha512", "sm3", "sm4", "", "avx_vnni", "avx512_bf16"],
     },
     FeatureWord {
+        function: 7,
+        index: 1,
+        register: Register::Edx,
+        host_independent: 0,
+        v2_required: 0,
+        v3_required: 0,
+        baseline_optional: 0,
+        names: &["", "", "", "", "avx_vnni_int8", "avx_ne_convert"],
+    },
+    FeatureWord {
+        function: 7,
+        index: 2,
+        register: Register::Edx,
+        host_independent: 0,
+        v2_required: 0,
+        v3_required: 0,
+        baseline_optional: LEAF_7_2_EDX_MITIGATIONS,
+        names: &[
+            "intel_psfd",
+            "ipred_ctrl",
+            "rrsba_ctrl",
+            "ddpd_u",
+            "bhi_ctrl",
+            "mcdt_no",
+        ],
+    },
+    FeatureWord {
         function: 0xd,
         index: 0,
         register: Register::Eax,
@@ -317,6 +469,30 @@ pub(crate) const WORDS: &[FeatureWord] = &[
         v3_required: 0,
         baseline_optional: 0,
         names: &["xsaveopt", "xsavec", "xgetbv1", "xsaves", "xfd"],
+    },
+    FeatureWord {
+        function: 0xd,
+        index: 1,
+        register: Register::Ecx,
+        host_independent: 0,
+        v2_required: 0,
+        v3_required: 0,
+        baseline_optional: 0,
+        names: &[
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "xss:pt",
+            "",
+            "xss:pasid",
+            "xss:cet_u",
+            "xss:cet_s",
+        ],
     },
     FeatureWord {
         function: 0x8000_0001,
@@ -391,7 +567,7 @@ pub(crate) const WORDS: &[FeatureWord] = &[
         host_independent: 0,
         v2_required: 0,
         v3_required: 0,
-        baseline_optional: 0,
+        baseline_optional: LEAF_8000_0008_EBX_MITIGATIONS,
         names: &[
             "clzero",
             "irperf",
@@ -420,7 +596,63 @@ pub(crate) const WORDS: &[FeatureWord] = &[
             "amd_ssbd",
             "virt_ssbd",
             "amd_ssb_no",
+            "",
+            "amd_psfd",
+            "btc_no",
+            "ibpb_ret",
         ],
+    },
+    FeatureWord {
+        function: 0x8000_0021,
+        index: 0,
+        register: Register::Eax,
+        host_independent: 0,
+        v2_required: 0,
+        v3_required: 0,
+        baseline_optional: LEAF_8000_0021_EAX_MITIGATIONS,
+        names: &[
+            "no_nested_data_bp",
+            "wrmsr_fsgsbase_ns",
+            "lfence_rdtsc",
+            "",
+            "",
+            "verw_clear",
+            "null_sel_clr_base",
+            "",
+            "autoibrs",
+            "no_smm_ctl_msr",
+            "fsrs",
+            "fsrc",
+            "",
+            "prefetchi",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+            "sbpb",
+            "ibpb_brtype",
+            "srso_no",
+            "srso_user_kernel_no",
+        ],
+    },
+    FeatureWord {
+        function: 0x8000_0021,
+        index: 0,
+        register: Register::Ecx,
+        host_independent: 0,
+        v2_required: 0,
+        v3_required: 0,
+        baseline_optional: bits(&[1, 2]),
+        names: &["", "tsa_sq_no", "tsa_l1_no"],
     },
     FeatureWord {
         function: 0x4000_0001,

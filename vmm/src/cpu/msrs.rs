@@ -19,6 +19,36 @@ const MSRS_MAX: usize = 512;
 /// last.
 const TSC_DEADLINE: u32 = 0x6e0;
 
+/// `IA32_ARCH_CAPABILITIES`: which of the CPU's weaknesses are not there (Intel SDM volume 4, table
+/// 2-2; `arch/x86/include/asm/msr-index.h`).
+const ARCH_CAPABILITIES: u32 = 0x10a;
+const CAPABILITIES: [(u8, &str); 24] = [
+    (0, "rdcl_no"),
+    (1, "ibrs_all"),
+    (2, "no rsba"),
+    (3, "skip_l1dfl"),
+    (4, "ssb_no"),
+    (5, "mds_no"),
+    (6, "pschange_mc_no"),
+    (7, "tsx_ctrl"),
+    (8, "taa_no"),
+    (10, "misc_package_ctrls"),
+    (13, "sbdr_ssdp_no"),
+    (14, "fbsdp_no"),
+    (15, "psdp_no"),
+    (17, "fb_clear"),
+    (18, "fb_clear_ctrl"),
+    (19, "no rrsba"),
+    (20, "bhi_no"),
+    (24, "pbrsb_no"),
+    (25, "gds_ctrl"),
+    (26, "gds_no"),
+    (27, "rfds_no"),
+    (28, "rfds_clear"),
+    (32, "itlb_mc_no"),
+    (62, "its_no"),
+];
+
 /// Memory type ranges, which older kernels keep out of their list although they are state: the
 /// default type, the fixed ranges and eight variable ones.
 const MTRRS: [u32; 28] = [
@@ -68,22 +98,54 @@ pub enum MsrError {
         /// The saved value.
         value: u64,
     },
+    /// The saved state has a register that this host does not list.
+    #[error("this host has no MSR {index:#x}, which the VM had with the value {value:#x}")]
+    Unlisted {
+        /// The register.
+        index: u32,
+        /// The saved value.
+        value: u64,
+    },
+    /// The guest was told of immunities that this host does not have.
+    #[error("this host's CPU does not have what ARCH_CAPABILITIES told the VM: {missing}")]
+    Capabilities {
+        /// Names of the bits.
+        missing: String,
+    },
     /// More registers than any host has.
     #[error("{0} MSRs are more than the limit of {MSRS_MAX}")]
     TooMany(usize),
 }
 
-/// The registers to save on this host.
-///
-/// # Errors
-/// KVM refuses its list.
-pub fn index_list(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
+/// What this host has of registers.
+#[derive(Debug, Clone)]
+pub struct HostMsrs {
+    /// Those that are saved, and the only ones that are restored.
+    pub indices: Vec<u32>,
+    /// `IA32_ARCH_CAPABILITIES`.
+    capabilities: u64,
+}
+
+impl HostMsrs {
+    /// Ask KVM.
+    ///
+    /// # Errors
+    /// KVM refuses its list.
+    pub fn read(kvm: &Kvm) -> Result<Self, MsrError> {
+        Ok(Self {
+            indices: index_list(kvm)?,
+            capabilities: host_capabilities(kvm),
+        })
+    }
+}
+
+fn index_list(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
     let list = kvm.get_msr_index_list().map_err(MsrError::List)?;
     let mut indices: Vec<u32> = list
         .as_slice()
         .iter()
         .copied()
-        .filter(|index| !is_hyperv(*index))
+        .filter(|index| !is_hyperv(*index) && !is_nested(*index))
         .collect();
     for index in MTRRS {
         if !indices.contains(&index) {
@@ -106,10 +168,47 @@ fn refusal_is_harmless(index: u32) -> bool {
         index,
         // IA32_BIOS_SIGN_ID, IA32_ARCH_CAPABILITIES, IA32_PERF_CAPABILITIES, PLATFORM_INFO,
         // SMI_COUNT.
-        0x8b | 0x10a | 0x345 | 0xce | 0x34
-        // IA32_VMX_*: what nested virtualisation offers, not state.
-        | 0x480..=0x491
+        0x8b | ARCH_CAPABILITIES | 0x345 | 0xce | 0x34
     )
+}
+
+/// IA32_VMX_*: what nested virtualisation would offer. No guest has it.
+fn is_nested(index: u32) -> bool {
+    matches!(index, 0x480..=0x491)
+}
+
+/// What this host's CPU says of its immunities; 0 where it has no such register.
+fn host_capabilities(kvm: &Kvm) -> u64 {
+    let entry = kvm_msr_entry {
+        index: ARCH_CAPABILITIES,
+        ..Default::default()
+    };
+    let Ok(mut msrs) = Msrs::from_entries(&[entry]) else {
+        return 0;
+    };
+    match kvm.get_msrs(&mut msrs) {
+        Ok(1) => msrs.as_slice()[0].data,
+        // A CPU or a KVM without the register.
+        _ => 0,
+    }
+}
+
+/// Checks that this host's CPU is as immune as the guest was told. RSBA and RRSBA say the opposite: a
+/// guest that was not told of them does not guard against them.
+fn check_capabilities(saved: u64, host: u64) -> Result<(), MsrError> {
+    let weaknesses = (1 << 2) | (1 << 19);
+    let missing = (saved & !host & !weaknesses) | (host & !saved & weaknesses);
+    if missing == 0 {
+        return Ok(());
+    }
+    let names = (0u8..64)
+        .filter(|bit| missing & (1 << bit) != 0)
+        .map(|bit| match CAPABILITIES.iter().find(|(of, _)| *of == bit) {
+            Some((_, name)) => (*name).to_owned(),
+            None => format!("bit {bit}"),
+        });
+    let missing = names.collect::<Vec<_>>().join(", ");
+    Err(MsrError::Capabilities { missing })
 }
 
 /// The saved deadline of the LAPIC's timer, if it is armed.
@@ -157,7 +256,42 @@ pub fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, MsrError> {
     Ok(saved)
 }
 
-/// Write saved registers back.
+/// Write a saved state's registers back: those that this host lists, and no others, whoever made the
+/// state. `told_capabilities` says whether the guest was told that `IA32_ARCH_CAPABILITIES` exists.
+///
+/// # Errors
+/// The first register that this host does not list or refuses, or what its CPU is not immune to.
+pub fn restore(
+    vcpu: &VcpuFd,
+    saved: &[Msr],
+    host: &HostMsrs,
+    told_capabilities: bool,
+) -> Result<(), MsrError> {
+    if saved.len() > MSRS_MAX {
+        return Err(MsrError::TooMany(saved.len()));
+    }
+    let capabilities = saved.iter().find(|msr| msr.index == ARCH_CAPABILITIES);
+    if let Some(msr) = capabilities.filter(|_| told_capabilities) {
+        check_capabilities(msr.value, host.capabilities)?;
+    }
+    write(vcpu, &listed(saved, host)?)
+}
+
+/// Those of `saved` that `host` lists. One that it does not list held nothing, or is missed.
+fn listed(saved: &[Msr], host: &HostMsrs) -> Result<Vec<Msr>, MsrError> {
+    let mut listed = Vec::with_capacity(saved.len());
+    for msr in saved {
+        let Msr { index, value } = *msr;
+        if host.indices.contains(&index) {
+            listed.push(*msr);
+        } else if value != 0 && !refusal_is_harmless(index) && !is_nested(index) {
+            return Err(MsrError::Unlisted { index, value });
+        }
+    }
+    Ok(listed)
+}
+
+/// Write registers.
 ///
 /// # Errors
 /// The first register that is refused, by name.
@@ -200,4 +334,38 @@ pub fn write(vcpu: &VcpuFd, saved: &[Msr]) -> Result<(), MsrError> {
         rest = &rest[count + skip..];
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(indices: &[u32]) -> HostMsrs {
+        HostMsrs {
+            indices: indices.to_vec(),
+            capabilities: 0,
+        }
+    }
+
+    #[test]
+    fn only_listed_registers_are_restored() {
+        let msr = |index, value| Msr { index, value };
+        let saved = [msr(0x10, 5), msr(0x8b, 7), msr(0x480, 9), msr(0x1d9, 0)];
+        assert_eq!(listed(&saved, &host(&[0x10])).unwrap(), [msr(0x10, 5)]);
+        let hostile = [msr(0x10, 5), msr(0xc000_0080, 1)];
+        let error = listed(&hostile, &host(&[0x10])).unwrap_err().to_string();
+        assert!(error.contains("no MSR 0xc0000080"), "{error}");
+    }
+
+    #[test]
+    fn a_guest_does_not_go_on_with_immunities_that_are_not_there() {
+        let immune = (1 << 0) | (1 << 5);
+        check_capabilities(immune, immune | (1 << 8)).unwrap();
+        let error = check_capabilities(immune, 1).unwrap_err().to_string();
+        assert!(error.ends_with("told the VM: mds_no"), "{error}");
+        // It never heard that its return predictions may come from elsewhere.
+        let error = check_capabilities(1, 1 | (1 << 19)).unwrap_err();
+        assert!(error.to_string().ends_with("no rrsba"), "{error}");
+        check_capabilities(1 | (1 << 19), 1).unwrap();
+    }
 }

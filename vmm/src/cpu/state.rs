@@ -15,7 +15,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
-use super::msrs::{self, Msr};
+use super::msrs::{self, HostMsrs, Msr};
 use super::tsc::{self, Frequency};
 use super::{CpuError, cpuid};
 
@@ -55,8 +55,8 @@ pub struct VcpuCaps {
     vcpu_events: bool,
     sregs2: bool,
     tsc_control: bool,
-    /// MSRs to save.
-    msrs: Vec<u32>,
+    /// MSRs to save and to restore.
+    msrs: HostMsrs,
 }
 
 impl VcpuCaps {
@@ -78,7 +78,7 @@ impl VcpuCaps {
             vcpu_events: vm.check_extension(Cap::VcpuEvents),
             sregs2: vm.check_extension_raw(KVM_CAP_SREGS2) > 0,
             tsc_control: vm.check_extension(Cap::TscControl),
-            msrs: msrs::index_list(kvm).map_err(|source| CpuError::Msrs { cpu: 0, source })?,
+            msrs: HostMsrs::read(kvm).map_err(|source| CpuError::Msrs { cpu: 0, source })?,
         })
     }
 
@@ -177,7 +177,8 @@ impl VcpuState {
             .then(|| vcpu.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS")))
             .transpose()?;
         let lapic = vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?;
-        let msrs = msrs::read(vcpu, &caps.msrs).map_err(|source| CpuError::Msrs { cpu, source })?;
+        let msrs = msrs::read(vcpu, &caps.msrs.indices)
+            .map_err(|source| CpuError::Msrs { cpu, source })?;
         let events = caps
             .vcpu_events
             .then(|| vcpu.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS")))
@@ -228,7 +229,9 @@ impl VcpuState {
                 .map_err(kvm("KVM_SET_DEBUGREGS"))?;
         }
         vcpu.set_lapic(&self.lapic).map_err(kvm("KVM_SET_LAPIC"))?;
-        msrs::write(vcpu, &self.msrs).map_err(|source| CpuError::Msrs { cpu, source })?;
+        let told = cpuid::has_arch_capabilities(&self.cpuid);
+        msrs::restore(vcpu, &self.msrs, &caps.msrs, told)
+            .map_err(|source| CpuError::Msrs { cpu, source })?;
         vcpu.set_regs(&self.regs).map_err(kvm("KVM_SET_REGS"))?;
         vcpu.set_mp_state(self.mp_state)
             .map_err(kvm("KVM_SET_MP_STATE"))?;
