@@ -37,6 +37,12 @@ const ABBREVIATION_LEN_MIN: usize = 6;
 /// What is wrong with the store or a base VM in it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A tag that would be taken for an id.
+    #[error("{tag:?} cannot be a tag: it is what the id of a base VM looks like")]
+    TagLikeId {
+        /// The tag as given.
+        tag: String,
+    },
     /// A tag that cannot be a file name.
     #[error("{tag:?} is no tag: use 1 to {TAG_LEN_MAX} letters, digits, '-', '_', '.', ':'")]
     BadTag {
@@ -214,13 +220,18 @@ fn check_tag(tag: &str) -> Result<(), Error> {
     let good = (1..=TAG_LEN_MAX).contains(&tag.len())
         && tag.starts_with(|c: char| c.is_ascii_alphanumeric())
         && tag.chars().all(allowed);
-    if good {
-        Ok(())
-    } else {
-        Err(Error::BadTag {
+    if !good {
+        return Err(Error::BadTag {
             tag: tag.to_owned(),
-        })
+        });
     }
+    // Whoever names a base VM by its id never gets one that somebody gave that name.
+    if tag.parse::<BaseId>().is_ok() {
+        return Err(Error::TagLikeId {
+            tag: tag.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// The store.
@@ -264,8 +275,10 @@ impl Store {
     }
 
     fn set_tag(&self, tag: &str, id: BaseId) -> Result<(), Error> {
+        check_tag(tag)?;
         let tags = self.dir.join(TAGS);
         std::fs::create_dir_all(&tags).map_err(io_error(&tags))?;
+        sync_dir(&self.dir)?;
         let file = AtomicFile::create(tags.join(tag))?;
         io::Write::write_all(&mut file.file(), id.to_string().as_bytes())
             .map_err(io_error(&tags))?;
@@ -316,8 +329,11 @@ impl Store {
         Ok(tags)
     }
 
-    /// The base VM that `name` means: a tag, an id, or the beginning of one.
+    /// The base VM that `name` means: an id, a tag, or the beginning of an id.
     pub fn find(&self, name: &str) -> Result<Base, Error> {
+        if let Ok(id) = name.parse() {
+            return self.with_id(id);
+        }
         let bases = self.list()?;
         if let Some(base) = bases
             .iter()
@@ -340,9 +356,18 @@ impl Store {
         }
     }
 
-    /// The base VM with this id.
+    /// The base VM with this id, to be built upon: its manifest is the one that the id stands for.
     pub fn get(&self, id: BaseId) -> Result<Base, Error> {
-        self.find(&id.to_string())
+        let base = self.with_id(id)?;
+        base.manifest()?;
+        Ok(base)
+    }
+
+    fn with_id(&self, id: BaseId) -> Result<Base, Error> {
+        let base = self.list()?.into_iter().find(|base| base.id == id);
+        base.ok_or_else(|| Error::Unknown {
+            name: id.to_string(),
+        })
     }
 
     /// Forgets `name` if it is a tag; the base VM itself stays.
@@ -432,4 +457,58 @@ fn sync_dir(path: &Path) -> Result<(), Error> {
     File::open(path)
         .and_then(|dir| dir.sync_all())
         .map_err(io_error(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store with a base VM that is nothing but a manifest, under its true id or another.
+    fn store_with(id: Option<&str>) -> (tempfile::TempDir, Store, BaseId) {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = Manifest {
+            spaces: Vec::new(),
+            state: StoredFile {
+                bytes: 0,
+                hash: Digest::of(b""),
+            },
+            hashes: StoredFile {
+                bytes: 0,
+                hash: Digest::of(b""),
+            },
+            meta: Vec::new(),
+        };
+        let bytes = manifest.to_bytes().unwrap();
+        let id = id.map_or(BaseId(Digest::of(&bytes)), |id| id.parse().unwrap());
+        std::fs::create_dir(dir.path().join(id.to_string())).unwrap();
+        std::fs::write(dir.path().join(id.to_string()).join(MANIFEST), bytes).unwrap();
+        let store = Store::open(dir.path().to_owned());
+        (dir, store, id)
+    }
+
+    #[test]
+    fn a_tag_never_passes_for_an_id() {
+        let (dir, store, id) = store_with(None);
+        let other = "ab".repeat(32);
+        assert!(matches!(
+            store.set_tag(&other, id),
+            Err(Error::TagLikeId { .. })
+        ));
+        // One that an older version wrote, or somebody put there.
+        std::fs::create_dir_all(dir.path().join(TAGS)).unwrap();
+        std::fs::write(dir.path().join(TAGS).join(&other), id.to_string()).unwrap();
+        assert!(matches!(store.find(&other), Err(Error::Unknown { .. })));
+        store.set_tag("abcdef", id).unwrap();
+        assert_eq!(store.find("abcdef").unwrap().id, id);
+        assert_eq!(store.find(&id.to_string()).unwrap().id, id);
+    }
+
+    #[test]
+    fn a_base_vm_under_anothers_id_is_not_taken() {
+        let wrong = "cd".repeat(32);
+        let (_dir, store, id) = store_with(Some(&wrong));
+        assert!(matches!(store.get(id), Err(Error::Damaged { .. })));
+        // It can be named, to be removed.
+        assert_eq!(store.find(&wrong).unwrap().id, id);
+    }
 }
