@@ -210,13 +210,25 @@ impl Machine {
     ///
     /// # Errors
     /// The machine was not started or is at its end; a vCPU does not answer, as one that waits
-    /// for a page of memory which does not come.
+    /// for a page of memory which does not come. The guest then goes on as if nobody had asked.
     pub fn pause(&mut self) -> Result<(), MachineError> {
-        self.holds.owner = true;
-        match self.phase {
-            Phase::Built | Phase::Ended(_) => Err(self.not_possible("paused")),
-            Phase::Pausing | Phase::Paused | Phase::Running => self.follow_holds(ANSWER_MAX),
+        self.pause_within(ANSWER_MAX)
+    }
+
+    /// As [`Machine::pause`], with the time that the vCPUs have for their answer.
+    ///
+    /// # Errors
+    /// As [`Machine::pause`].
+    pub fn pause_within(&mut self, patience: Duration) -> Result<(), MachineError> {
+        if matches!(self.phase, Phase::Built | Phase::Ended(_)) {
+            return Err(self.not_possible("paused"));
         }
+        let before = std::mem::replace(&mut self.holds.owner, true);
+        self.follow_holds(patience).inspect_err(|_| {
+            self.holds.owner = before;
+            // A vCPU that could not even be told to run is gone: the next turn says so.
+            let _ = self.follow_holds(Duration::ZERO);
+        })
     }
 
     /// Whether the guest runs.

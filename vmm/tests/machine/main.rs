@@ -4,5 +4,6 @@ mod common;
 mod confined;
 mod exits;
 mod hints;
+mod pause;
 mod snapshot;
 mod topology;
