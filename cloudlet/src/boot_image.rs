@@ -138,7 +138,7 @@ impl BootImage {
     /// # Errors
     /// A file is missing or of another length, or the manifest is wrong.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let manifest = read_manifest(&dir.join(MANIFEST))?;
+        let manifest = read_manifest(dir)?;
         let image = Self {
             kernel: dir.join(KERNEL),
             initrd: dir.join(INITRD),
@@ -146,9 +146,9 @@ impl BootImage {
             manifest,
         };
         let files = &image.manifest.files;
-        check(&image.kernel, &files.kernel)?;
-        check(&image.initrd, &files.initrd)?;
-        let root = check(&image.root, &files.root)?;
+        check(dir, KERNEL, &files.kernel)?;
+        check(dir, INITRD, &files.initrd)?;
+        let root = check(dir, ROOT, &files.root)?;
         let mut magic = [0; 2];
         match root.read_exact_at(&mut magic, EXT4_MAGIC_AT) {
             Ok(()) if magic == EXT4_MAGIC => Ok(image),
@@ -161,11 +161,11 @@ impl BootImage {
     }
 }
 
-/// Reads a manifest and checks what it says.
-fn read_manifest(path: &Path) -> Result<Manifest, Error> {
-    let text = files::read(path, MANIFEST_LEN_MAX)?;
+/// Reads the manifest in `dir` and checks what it says.
+fn read_manifest(dir: &Path) -> Result<Manifest, Error> {
+    let text = files::read_inside(dir, MANIFEST, MANIFEST_LEN_MAX)?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|source| Error::Syntax {
-        path: path.to_owned(),
+        path: dir.join(MANIFEST),
         source,
     })?;
     if manifest.format != FORMAT {
@@ -178,15 +178,15 @@ fn read_manifest(path: &Path) -> Result<Manifest, Error> {
     Ok(manifest)
 }
 
-fn check(path: &Path, digest: &Digest) -> Result<File, Error> {
-    let file = files::open(path)?;
+fn check(dir: &Path, name: &str, digest: &Digest) -> Result<File, Error> {
+    let file = files::open_inside(dir, name)?;
     let length = file.metadata().map_err(|source| Error::Read {
-        path: path.to_owned(),
+        path: dir.join(name),
         source,
     })?;
     if length.len() != digest.bytes {
         return Err(Error::Length {
-            path: path.to_owned(),
+            path: dir.join(name),
             actual: length.len(),
             expected: digest.bytes,
         });

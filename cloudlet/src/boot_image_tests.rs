@@ -89,7 +89,7 @@ fn a_file_of_another_length_or_kind_is_refused() {
     .unwrap();
     let error = BootImage::open(dir.path()).unwrap_err();
     assert!(
-        matches!(error, Error::File(files::Error::Kind { .. })),
+        matches!(error, Error::File(files::Error::Inside { .. })),
         "{error:?}"
     );
 }

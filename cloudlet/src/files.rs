@@ -12,6 +12,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -28,6 +30,14 @@ pub enum Error {
     #[error("{} is {kind}; a regular file or a block device is needed", path.display())]
     Kind {
         /// The path as it was named.
+        path: PathBuf,
+        /// What it is, with its article.
+        kind: &'static str,
+    },
+    /// A file inside of a directory of ours is something else than a regular file.
+    #[error("{} is {kind}; what belongs to an image is a regular file in its directory", path.display())]
+    Inside {
+        /// The path.
         path: PathBuf,
         /// What it is, with its article.
         kind: &'static str,
@@ -66,13 +76,51 @@ pub fn open_to_write(path: &Path) -> Result<File, Error> {
     open_with(path, File::options().read(true).write(true))
 }
 
+/// Opens the regular file `name` of the directory `dir` for reading. Whoever made what is in the
+/// directory had the names in it as well: a link would lead to any file of the host, and is refused.
+///
+/// # Errors
+/// It is not there, something else, or not to be read.
+pub fn open_inside(dir: &Path, name: &str) -> Result<File, Error> {
+    let path = dir.join(name);
+    let failed = |source| Error::Open {
+        path: path.clone(),
+        source,
+    };
+    if Path::new(name).components().count() != 1 || name.starts_with('.') {
+        return Err(failed(io::ErrorKind::InvalidInput.into()));
+    }
+    let (place, metadata) = look_up(&path, OFlags::NOFOLLOW).map_err(failed)?;
+    let kind = match metadata.file_type() {
+        found if found.is_symlink() => Some("a symbolic link"),
+        found if found.is_block_device() => Some("a block device"),
+        found => other_kind(found),
+    };
+    match kind {
+        Some(kind) => Err(Error::Inside { path, kind }),
+        None => reopen(&place, File::options().read(true)).map_err(failed),
+    }
+}
+
 /// All of the file `path`, which must not be longer than `len_max` bytes.
 ///
 /// # Errors
 /// As [`open`], or it is too long.
 pub fn read(path: &Path, len_max: u64) -> Result<Vec<u8>, Error> {
+    read_all(open(path)?, path, len_max)
+}
+
+/// All of the file `name` of the directory `dir`, which must not be longer than `len_max` bytes.
+///
+/// # Errors
+/// As [`open_inside`], or it is too long.
+pub fn read_inside(dir: &Path, name: &str, len_max: u64) -> Result<Vec<u8>, Error> {
+    read_all(open_inside(dir, name)?, &dir.join(name), len_max)
+}
+
+fn read_all(file: File, path: &Path, len_max: u64) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    let mut limited = open(path)?.take(len_max.saturating_add(1));
+    let mut limited = file.take(len_max.saturating_add(1));
     let length = limited
         .read_to_end(&mut bytes)
         .map_err(|source| Error::Open {
@@ -91,19 +139,21 @@ fn open_with(path: &Path, options: &OpenOptions) -> Result<File, Error> {
         path: path.to_owned(),
         source,
     };
-    let (place, metadata) = look_up(path).map_err(failed)?;
+    let (place, metadata) = look_up(path, OFlags::empty()).map_err(failed)?;
     if let Some(kind) = other_kind(metadata.file_type()) {
         let path = path.to_owned();
         return Err(Error::Kind { path, kind });
     }
-    // The very file that was looked at, whatever the path leads to by now (proc_pid_fd(5)).
-    options
-        .open(format!("/proc/self/fd/{}", place.as_raw_fd()))
-        .map_err(failed)
+    reopen(&place, options).map_err(failed)
 }
 
-fn look_up(path: &Path) -> io::Result<(File, Metadata)> {
-    let flags = rustix::fs::OFlags::PATH.bits().cast_signed();
+/// Opens the very file that was looked at, whatever the path leads to by now (proc_pid_fd(5)).
+fn reopen(place: &File, options: &OpenOptions) -> io::Result<File> {
+    options.open(format!("/proc/self/fd/{}", place.as_raw_fd()))
+}
+
+fn look_up(path: &Path, flags: OFlags) -> io::Result<(File, Metadata)> {
+    let flags = (OFlags::PATH | flags).bits().cast_signed();
     let place = File::options().read(true).custom_flags(flags).open(path)?;
     let metadata = place.metadata()?;
     Ok((place, metadata))
@@ -162,6 +212,18 @@ mod tests {
                 let begin = format!("{} is {what};", path.display());
                 assert!(said.starts_with(&begin), "{said}");
             }
+        }
+        assert_eq!(read_inside(dir.path(), "file", 5).unwrap(), b"wor");
+        for (name, what) in [
+            ("link", "a symbolic link"),
+            ("pipe", "a pipe"),
+            ("socket", "a socket"),
+        ] {
+            let said = open_inside(dir.path(), name).unwrap_err().to_string();
+            assert!(said.contains(&format!("{name} is {what};")), "{said}");
+        }
+        for name in ["..", "../file", "/etc/passwd", ""] {
+            assert!(open_inside(dir.path(), name).is_err(), "{name:?}");
         }
         let missing = open(&dir.path().join("missing")).unwrap_err();
         assert!(missing.is_not_found(), "{missing:?}");

@@ -134,7 +134,7 @@ impl Image {
     /// Looks at the image in `dir`.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let path = dir.join(file::DESCRIPTION);
-        let text = files::read(&path, DESCRIPTION_LEN_MAX)?;
+        let text = files::read_inside(dir, file::DESCRIPTION, DESCRIPTION_LEN_MAX)?;
         let description: Description =
             serde_json::from_slice(&text).map_err(|source| Error::Description {
                 path: path.clone(),
@@ -165,7 +165,7 @@ impl Image {
 
     fn check_len(&self, name: &str, expected: u64) -> Result<(), Error> {
         let path = self.dir.join(name);
-        match std::fs::metadata(&path) {
+        match files::open_inside(&self.dir, name)?.metadata() {
             Err(source) => Err(Error::Read { path, source }),
             Ok(meta) if meta.len() != expected => Err(Error::Length {
                 path,
@@ -184,19 +184,19 @@ impl Image {
 
     /// The machine state.
     pub fn state(&self) -> Result<Vec<u8>, Error> {
-        Ok(files::read(&self.dir.join(file::STATE), STATE_LEN_MAX)?)
+        Ok(files::read_inside(&self.dir, file::STATE, STATE_LEN_MAX)?)
     }
 
     /// The RAM file, for reading.
     pub fn memory(&self) -> Result<File, Error> {
-        Ok(files::open(&self.dir.join(file::MEMORY))?)
+        Ok(files::open_inside(&self.dir, file::MEMORY)?)
     }
 
     /// The disks' files in order, for reading.
     pub fn disks(&self) -> Result<Vec<File>, Error> {
         let count = self.description.disks.len();
         (0..count)
-            .map(|index| Ok(files::open(&self.dir.join(file::disk(index)))?))
+            .map(|index| Ok(files::open_inside(&self.dir, &file::disk(index))?))
             .collect()
     }
 }
@@ -224,6 +224,31 @@ mod tests {
         std::fs::write(dir.join(file::DESCRIPTION), text).unwrap();
         std::fs::write(dir.join(file::MEMORY), [0; 8192]).unwrap();
         std::fs::write(dir.join(file::disk(0)), [0; 4096]).unwrap();
+    }
+
+    #[test]
+    fn links_out_of_an_image_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = dir.path().join("secret");
+        std::fs::write(&elsewhere, [7; 8192]).unwrap();
+        let image = dir.path().join("image");
+        std::fs::create_dir(&image).unwrap();
+        for name in [file::DESCRIPTION, file::MEMORY, &file::disk(0)] {
+            write(&image, &description());
+            let path = image.join(name);
+            let aside = dir.path().join("aside");
+            std::fs::rename(&path, &aside).unwrap();
+            std::os::unix::fs::symlink(&aside, &path).unwrap();
+            let error = Image::open(&image).unwrap_err();
+            assert!(
+                matches!(error, Error::File(files::Error::Inside { .. })),
+                "{name}: {error}"
+            );
+            std::fs::remove_file(&path).unwrap();
+        }
+        write(&image, &description());
+        std::os::unix::fs::symlink(&elsewhere, image.join(file::STATE)).unwrap();
+        assert!(Image::open(&image).unwrap().state().is_err());
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Base {
     /// Its manifest, checked against its id.
     pub fn manifest(&self) -> Result<Manifest, Error> {
         let path = self.dir.join(MANIFEST);
-        let bytes = files::read(&path, MANIFEST_LEN_MAX)?;
+        let bytes = files::read_inside(&self.dir, MANIFEST, MANIFEST_LEN_MAX)?;
         if BaseId(Digest::of(&bytes)) != self.id {
             return Err(Error::Damaged { path });
         }
@@ -143,8 +143,7 @@ impl Base {
 
     /// The hashes of its pages.
     pub fn hashes(&self) -> Result<BaseHashes, Error> {
-        let path = self.dir.join(HASHES);
-        let file = files::open(&path)?;
+        let file = files::open_inside(&self.dir, HASHES)?;
         BaseHashes::read(&mut BufReader::new(file)).map_err(|source| Error::Hashes {
             path: self.dir.clone(),
             source,
@@ -182,8 +181,8 @@ impl Base {
         let total = expected.iter().map(|(_, bytes, _)| bytes).sum();
         let mut done = 0;
         for (name, bytes, hash) in expected {
-            let path = self.dir.join(name);
-            if hash_file(&path)? != (hash, bytes) {
+            if hash_file(&self.dir, &name)? != (hash, bytes) {
+                let path = self.dir.join(name);
                 return Err(Error::Damaged { path });
             }
             done += bytes;
@@ -208,10 +207,10 @@ fn space_file(space: Space) -> String {
     }
 }
 
-fn hash_file(path: &Path) -> Result<(Digest, u64), Error> {
-    let file = SparseFile::new(files::open(path)?);
+fn hash_file(dir: &Path, name: &str) -> Result<(Digest, u64), Error> {
+    let file = SparseFile::new(files::open_inside(dir, name)?);
     file.and_then(|file| Digest::of_reader(&mut file.reader()))
-        .map_err(io_error(path))
+        .map_err(io_error(&dir.join(name)))
 }
 
 /// A tag that may become a file.
@@ -415,14 +414,13 @@ fn write_manifest(image_dir: &Path, progress: &mut dyn FnMut(&str)) -> Result<Ba
         .map_err(io_error(&hashes_path))?;
 
     progress("hashing files");
-    let stored = |name: &str| {
-        hash_file(&image_dir.join(name)).map(|(hash, bytes)| StoredFile { bytes, hash })
-    };
+    let stored =
+        |name: &str| hash_file(image_dir, name).map(|(hash, bytes)| StoredFile { bytes, hash });
     let manifest = Manifest {
         spaces: spaces
             .iter()
             .map(|&(space, pages)| {
-                let (hash, _) = hash_file(&image_dir.join(space_file(space)))?;
+                let (hash, _) = hash_file(image_dir, &space_file(space))?;
                 Ok(SpaceFile { space, pages, hash })
             })
             .collect::<Result<_, Error>>()?,

@@ -124,14 +124,16 @@ pub struct Machine {
     config: MachineConfig,
     phase: Phase,
     holds: Holds,
-    // vCPUs that have no thread yet, then the threads. Both are gone before `vm` and `ram` are.
+    // Fields are dropped in this order. vCPUs that have no thread yet, and the threads, are gone before
+    // the VM, and the VM with its memory slots before what is mapped behind them: `shared` holds the
+    // generation page, `ram` guest RAM.
     vcpus: Vec<Vcpu>,
     threads: Vec<VcpuThread>,
+    vm: VmFd,
     shared: Shared,
     events: EventManager<Subscriber>,
     inbox: Inbox,
     devices: Devices,
-    vm: VmFd,
     ram: Ram,
 }
 
