@@ -44,6 +44,26 @@ pub fn chaos(seed: NonZeroU32) -> Vec<u8> {
     kernel(&code)
 }
 
+/// A kernel that writes `text` on COM1, `times` over, then pulses the reset line of the i8042.
+#[must_use]
+pub fn writer(text: &[u8], times: u32) -> Vec<u8> {
+    const TEXT_AT: u32 = 40;
+    let len = u32::try_from(text.len()).unwrap_or(u32::MAX);
+    let mut code = vec![0xfc, 0xbb]; // cld; mov ebx, times
+    code.extend(times.to_le_bytes());
+    code.push(0xbe); // mov esi, text
+    code.extend((LOAD_ADDRESS + TEXT_AT).to_le_bytes());
+    code.push(0xb9); // mov ecx, length
+    code.extend(len.to_le_bytes());
+    code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, 0x3f8
+    code.extend([0xf3, 0x6e]); // rep outsb
+    code.extend([0x4b, 0x75, 0xed]); // dec ebx; jnz, to where esi is set
+    code.extend(code::RESET);
+    code.resize(usize::try_from(TEXT_AT).unwrap_or(0), 0);
+    code.extend_from_slice(text);
+    kernel(&code)
+}
+
 /// An ELF kernel that a PVH loader enters at the first byte of `code`.
 #[must_use]
 pub fn kernel(code: &[u8]) -> Vec<u8> {

@@ -16,3 +16,4 @@ pub mod namespace;
 pub mod process;
 pub mod qcow2;
 pub mod runner;
+pub mod terminal;

@@ -132,6 +132,26 @@ impl Process {
         })
     }
 
+    /// Starts `command`, which leads a session of its own, on a terminal whose other end is `master`:
+    /// all that comes from there counts as its standard output.
+    pub(crate) fn on_terminal(
+        command: &mut Command,
+        master: impl Read + Send + 'static,
+    ) -> Outcome<Self> {
+        let what = describe(command);
+        let started = Instant::now();
+        let child = command
+            .spawn()
+            .map_err(|error| Failure::new(format!("{what}: cannot be started: {error}")))?;
+        Ok(Self {
+            child,
+            what,
+            started,
+            stdout: Captured::follow(master),
+            stderr: Captured::follow(io::empty()),
+        })
+    }
+
     /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {

@@ -5,7 +5,8 @@ Exit codes:
   0    done
   1    the command failed; the message says why
   2    the command line was wrong
-  10+  the VM ended by itself: see `cloudlet run --help`";
+  10+  the VM ended by itself: see `cloudlet run --help`
+  128+N  signal N ended the command; 141 is a reader of its output that has left";
 
 pub(super) const RUN_HELP: &str = "\
 Without --kernel the embedded guest boots. The disks' images are never written to: what the guest
@@ -26,7 +27,8 @@ Options of --disk:
 A comma in a file's name is written twice.
 
 Attached (without --detach) the terminal is the guest's serial console, and the VM ends with this
-command; Ctrl-] ends both.
+command: by Ctrl-], a signal, the end of the terminal, or of whoever reads the output. The end of an
+input that is not a terminal ends nothing.
 
 Exit codes when the VM ended by itself:
   0   power-off by the guest, or stopped   10  reset by the guest
@@ -102,7 +104,7 @@ Examples:
 pub(super) const EXEC_HELP: &str = "\
 Needs the agent in the guest. The command's standard input, output and error are those of this one;
 SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to its process group, which ends when this command
-ends. It runs as the agent's user (root) with a small environment, in the root directory.
+ends: with --tty on a terminal, whose keys are signals enough, these signals end this command. It runs as the agent's user (root) with a small environment, in the root directory.
 
 Exit codes:
   the command's own, or 128 and its signal

@@ -20,6 +20,7 @@ use signal_hook::iterator::Signals;
 
 use super::Host;
 use super::output::{megabytes, tell};
+use super::terminal::exit_of_signal;
 use crate::cli::Cp;
 
 /// What stands on either side of the copy.
@@ -67,9 +68,7 @@ pub(super) fn copy(host: &Host, args: &Cp) -> Result<ExitCode> {
     progress.finish();
     let signal = interrupted.load(Ordering::Relaxed);
     if copied.is_err() && signal != 0 {
-        return Ok(ExitCode::from(
-            u8::try_from(128 + signal).unwrap_or(u8::MAX),
-        ));
+        return Ok(exit_of_signal(signal));
     }
     let show = |text: &OsString| text.to_string_lossy().into_owned();
     let what = || format!("cannot copy {}", show(&args.source));

@@ -3,25 +3,24 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
 use cloudlet::agent::{self, Control, Error, Streams};
-use cloudlet_agent::protocol::{End, Exec as Request, Size};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGWINCH};
+use cloudlet_agent::protocol::{End, Exec as Request};
+use signal_hook::consts::{SIGPIPE, SIGWINCH};
 use signal_hook::iterator::Signals;
 
-use super::Host;
-use super::console::RawTerminal;
 use super::output::tell;
+use super::terminal::{self, RawTerminal};
+use super::{Host, stdio};
 use crate::cli::Exec;
 
 /// This command failed, not the one in the guest.
 const FAILED: u8 = 125;
-/// Signals that are the command's.
-const PASSED_ON: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
 
 /// Runs the command; its exit code is ours.
 pub(super) fn exec(host: &Host, args: &Exec) -> ExitCode {
@@ -52,18 +51,18 @@ fn run(host: &Host, args: &Exec) -> Result<u8> {
         arguments: args.command.iter().map(|word| word.as_bytes()).collect(),
         environment: environment.iter().map(|word| word.as_bytes()).collect(),
         directory: args.cwd.as_bytes(),
-        terminal: args.tty.then(terminal_size),
+        terminal: args.tty.then(|| terminal::size().unwrap_or_default()),
     };
     let stream = host.agent_of(&args.name, args.patience.limit())?;
+    let (control, raw) = watch_signals(args.tty).context("cannot watch for signals")?;
     let streams = Streams {
-        input: Box::new(io::stdin()),
-        output: Box::new(io::stdout()),
-        error: Box::new(io::stderr()),
-        control: watch_signals(args.tty).context("cannot watch for signals")?,
+        input: Box::new(stdio::stdin()),
+        output: Box::new(stdio::stdout()),
+        error: Box::new(stdio::stderr()),
+        control,
     };
-    let raw = args.tty.then(RawTerminal::enter);
     let result = agent::exec(stream, &request, streams);
-    drop(raw);
+    raw.restore();
     match result {
         Ok((end, why)) => {
             if matches!(end, End::NotFound | End::NotRun) {
@@ -73,31 +72,33 @@ fn run(host: &Host, args: &Exec) -> Result<u8> {
         }
         // Whoever read the output has had enough, as with a command on this machine.
         Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-            Ok(End::Signal(u8::try_from(SIGPIPE).unwrap_or(0)).code())
+            Ok(terminal::code_of_signal(SIGPIPE))
         }
         Err(error) => Err(error).with_context(|| args.name.clone()),
     }
 }
 
-/// The terminal's size; nothing, if there is no terminal.
-fn terminal_size() -> Size {
-    let size = rustix::termios::tcgetwinsize(rustix::stdio::stdout())
-        .or_else(|_| rustix::termios::tcgetwinsize(rustix::stdio::stdin()));
-    size.map_or(Size::default(), |size| Size {
-        rows: size.ws_row,
-        columns: size.ws_col,
-    })
-}
-
-/// Signals of this process, as they come, from a thread that ends with the process.
-fn watch_signals(tty: bool) -> io::Result<Receiver<Control>> {
+/// Signals of this process, as they come, from a thread that ends with the process. Those that are to
+/// end a command are passed on to it, but for one whose terminal is `raw`: its keys are signals enough,
+/// and whoever signals this process wants that to end. The agent ends the command then.
+fn watch_signals(tty: bool) -> io::Result<(Receiver<Control>, Arc<RawTerminal>)> {
     let window = tty.then_some(SIGWINCH);
-    let mut signals = Signals::new(PASSED_ON.into_iter().chain(window))?;
+    // Watched before the terminal is raw, so that none leaves it so.
+    let mut signals = Signals::new(terminal::ending_signals().into_iter().chain(window))?;
+    let raw = Arc::new(match tty {
+        true => RawTerminal::enter(),
+        false => RawTerminal::default(),
+    });
+    let of_thread = Arc::clone(&raw);
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for signal in signals.forever() {
             let control = match u32::try_from(signal) {
-                _ if signal == SIGWINCH => Control::Resize(terminal_size()),
+                _ if signal == SIGWINCH => Control::Resize(terminal::size().unwrap_or_default()),
+                _ if of_thread.is_terminal() => {
+                    of_thread.restore();
+                    process::exit(terminal::code_of_signal(signal).into());
+                }
                 Ok(number) => Control::Signal(number),
                 Err(_) => continue,
             };
@@ -106,5 +107,5 @@ fn watch_signals(tty: bool) -> io::Result<Receiver<Control>> {
             }
         }
     });
-    Ok(receiver)
+    Ok((receiver, raw))
 }

@@ -15,7 +15,9 @@ mod run;
 mod scratch;
 mod serve;
 mod snapshot;
+mod stdio;
 mod synthesize;
+mod terminal;
 mod vm;
 
 use std::os::unix::net::UnixStream;
@@ -67,7 +69,7 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Resume(vm) => vm::change(&context, &vm.name, &Request::Resume)?,
         Command::Shutdown(args) => vm::shutdown(&context, args)?,
         Command::Stop(vm) => vm::stop(&context, &vm.name)?,
-        Command::Console(vm) => console::console(&context, &vm.name)?,
+        Command::Console(vm) => return console::console(&context, &vm.name),
         Command::Exec(args) => return Ok(exec::exec(&context, args)),
         Command::Cp(args) => return copy::copy(&context, args),
         Command::Sync(vm) => vm::sync(&context, &vm.name)?,
@@ -145,10 +147,7 @@ impl Host {
         };
         let vms = self.paths.vms()?;
         let dir = VmDir::new(&vms, name.clone());
-        let vsock = match &options.vsock {
-            Some(path) => absolute(path)?,
-            None => dir.vsock_socket(),
-        };
+        let vsock = vsock_for(options, &dir)?;
         let nets = net::parse_all(options)?;
         let spec = Spec {
             name: name.to_string(),
@@ -169,6 +168,14 @@ impl Host {
         });
         progress.finish();
         started.with_context(|| format!("cannot start {name}"))
+    }
+}
+
+/// The socket of the vsock of a VM that is started with `options`.
+fn vsock_for(options: &NewVm, dir: &VmDir) -> Result<PathBuf> {
+    match &options.vsock {
+        Some(path) => absolute(path),
+        None => Ok(dir.vsock_socket()),
     }
 }
 

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
+use signal_hook::consts::SIGPIPE;
 
-/// The exit code of a command that a pipe without a reader ended: as a shell shows SIGPIPE.
-pub(crate) const CLOSED_PIPE: u8 = 141;
+use super::stdio;
+use super::terminal::exit_of_signal;
 
 /// Why standard output takes nothing more. What a command does is not undone by that, so it goes on to
 /// its end, and [`exit_code`] tells.
@@ -22,8 +23,7 @@ pub(crate) fn print(bytes: &[u8]) {
     if LOST.get().is_some() {
         return;
     }
-    let mut stdout = io::stdout().lock();
-    if let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+    if let Err(error) = stdio::stdout().write_all(bytes) {
         // The first error is the one that tells.
         let _ = LOST.set(error);
     }
@@ -36,7 +36,7 @@ fn print_line(text: &str) {
 /// Tells the user something beside the results, on standard error.
 pub(crate) fn tell(text: &str) {
     // Where nobody reads it, there is nobody to tell of that.
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = stdio::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
 /// The exit code of the process after a command that would end with `code`: results that nobody got are
@@ -51,7 +51,7 @@ pub(crate) fn exit_code(code: ExitCode) -> ExitCode {
 /// The exit code for an output that failed so, which is told unless the reader wished it.
 pub(crate) fn code_of(error: &io::Error) -> ExitCode {
     if error.kind() == io::ErrorKind::BrokenPipe {
-        return ExitCode::from(CLOSED_PIPE);
+        return exit_of_signal(SIGPIPE);
     }
     tell(&format!(
         "cloudlet: cannot write to standard output: {error}"

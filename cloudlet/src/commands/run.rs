@@ -9,8 +9,9 @@ use cloudlet::launch::{BootSource, DiskSource, Source, Vmm};
 use cloudlet_vmm::devices::rate::Limits;
 use serde_json::json;
 
+use super::console::End;
 use super::output::{print, tell};
-use super::{Host, console, disk, existing};
+use super::{Host, console, disk, existing, output, terminal, vsock_for};
 use crate::cli::{NewVm, Run};
 
 pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
@@ -56,7 +57,8 @@ pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
             });
         return Ok(ExitCode::SUCCESS);
     }
-    attend(vmm)
+    let vsock = vsock_for(&args.vm, &vmm.dir)?;
+    attend(vmm, vsock)
 }
 
 /// The image in `dir`, with paths that a VMM process understands.
@@ -73,22 +75,35 @@ pub(super) fn root_disk(image: PathBuf) -> DiskSource {
     }
 }
 
-/// Shows the guest's console until the VM ends or the user has had enough; its exit code is ours.
-fn attend(mut vmm: Vmm) -> Result<ExitCode> {
-    let console = vmm.dir.console_socket();
-    // The VM may be over before the console is reached; what it wrote is in its log then.
-    if console::attach(&console).is_err()
+/// Shows the guest's console until the VM ends or the user has had enough. The exit code is the VM's,
+/// or says what ended it.
+fn attend(mut vmm: Vmm, vsock: PathBuf) -> Result<ExitCode> {
+    let attached = console::attach(&vmm.dir.console_socket(), vsock);
+    if attached.is_err() && vmm.dir.is_alive() {
+        // Nobody holds the lifeline any more then, and the VM ends.
+        return Err(attached.expect_err("it is one"));
+    }
+    let ended = matches!(attached, Err(_) | Ok(End::Console { .. }));
+    if !ended {
+        // Closing the lifeline ends a VM that the user has had enough of.
+        drop(vmm.child.stdin.take());
+    }
+    let status = vmm.wait().context("cannot wait for the VMM process")?;
+    // The VM may have been over before it let the terminal in; what it wrote is in its log then.
+    if matches!(attached, Err(_) | Ok(End::Console { received: 0 }))
         && let Ok(log) = std::fs::read(vmm.dir.console_log())
     {
         print(&log);
     }
-    // Closing the lifeline ends a VM that the user detached from.
-    drop(vmm.child.stdin.take());
-    let status = vmm.wait().context("cannot wait for the VMM process")?;
     if let Some(report) = vmm.report() {
         tell(&format!("cloudlet: {report}"));
     }
     vmm.dir.remove()?;
+    match attached {
+        Ok(End::Signal(signal)) => return Ok(terminal::exit_of_signal(signal)),
+        Ok(End::Output(error)) => return Ok(output::code_of(&error)),
+        _ => {}
+    }
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     match code {
         Some(code) => Ok(ExitCode::from(code)),

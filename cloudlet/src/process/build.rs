@@ -98,7 +98,7 @@ pub(super) fn build(
     report: &File,
     hook: &ThreadHook,
 ) -> Result<Built, Failure> {
-    let console = Console::new(&dir.console_log(), &dir.console_socket())?;
+    let console = Console::new(&dir.console_log(), &dir.console_socket(), spec.attached)?;
     let server = ControlServer::new(&dir.control_socket())?;
     let out = console.out();
     let parts = Parts {

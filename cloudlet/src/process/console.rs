@@ -1,33 +1,38 @@
 //! The serial console: what the guest writes goes into a bounded buffer on the vCPU's thread, and
-//! from there, on the control thread, to the log file and to every attached client; what a client
-//! types goes to the guest.
+//! from there, on the control thread, to the log file and to every attached client at its own pace
+//! (`tail.rs`); what a client types goes to the guest. The guest waits for nobody, and a client is let
+//! go only when it leaves.
 
-use std::collections::{HashMap, VecDeque};
+mod tail;
+
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::EventFd;
+
+use tail::{Client, Fed, Tail, Typed};
 
 /// Bytes the guest may be ahead of the control thread; what it writes beyond is dropped and
 /// counted.
 const BEHIND_LEN_MAX: usize = 1 << 20;
-/// Bytes of past output that a client sees when it attaches.
-const REPLAY_LEN_MAX: usize = 16 << 10;
 /// Bytes the log file may take; output beyond goes to clients alone.
 const LOG_LEN_MAX: u64 = 64 << 20;
+/// What stands at the end of a log that takes no more.
+const LOG_FULL: &[u8] = b"\n[cloudlet: this log takes no more]\n";
 /// Clients at once.
 const CLIENTS_MAX: usize = 16;
-/// Bytes read from a client at a time: one receive FIFO of a 16550A.
-const INPUT_LEN: usize = 16;
 
 #[derive(Default)]
 struct Behind {
-    bytes: VecDeque<u8>,
+    bytes: Vec<u8>,
     dropped: u64,
 }
 
@@ -46,8 +51,8 @@ impl ConsoleOut {
 
     fn take(&self) -> (Vec<u8>, u64) {
         let mut behind = self.lock();
-        let dropped = std::mem::take(&mut behind.dropped);
-        (behind.bytes.drain(..).collect(), dropped)
+        let Behind { bytes, dropped } = std::mem::take(&mut *behind);
+        (bytes, dropped)
     }
 }
 
@@ -57,7 +62,7 @@ impl Write for ConsoleOut {
         let was_empty = behind.bytes.is_empty();
         let room = BEHIND_LEN_MAX - behind.bytes.len();
         let kept = bytes.len().min(room);
-        behind.bytes.extend(&bytes[..kept]);
+        behind.bytes.extend_from_slice(&bytes[..kept]);
         behind.dropped += (bytes.len() - kept) as u64;
         drop(behind);
         if was_empty {
@@ -76,15 +81,19 @@ pub(super) struct Console {
     out: ConsoleOut,
     log: File,
     log_len: u64,
-    replay: VecDeque<u8>,
+    log_is_full: bool,
+    tail: Tail,
     listener: UnixListener,
-    clients: HashMap<RawFd, UnixStream>,
+    clients: HashMap<RawFd, Client>,
+    /// Whether somebody is to come who sees everything: the command that started the VM.
+    awaited: bool,
     input: Vec<u8>,
 }
 
 impl Console {
-    /// A console with its log at `log` and its clients at the socket `socket`.
-    pub(super) fn new(log: &Path, socket: &Path) -> io::Result<Self> {
+    /// A console with its log at `log` and its clients at the socket `socket`. The first client of an
+    /// `attached` VM sees everything that is kept.
+    pub(super) fn new(log: &Path, socket: &Path, attached: bool) -> io::Result<Self> {
         let listener = UnixListener::bind(socket)?;
         listener.set_nonblocking(true)?;
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
@@ -95,9 +104,11 @@ impl Console {
             },
             log: File::create(log)?,
             log_len: 0,
-            replay: VecDeque::new(),
+            log_is_full: false,
+            tail: Tail::default(),
             listener,
             clients: HashMap::new(),
+            awaited: attached,
             input: Vec::new(),
         })
     }
@@ -113,72 +124,127 @@ impl Console {
         std::mem::take(&mut self.input)
     }
 
-    /// Passes on what the guest has written so far.
-    pub(super) fn drain(&mut self) {
+    /// Takes what the guest has written so far, for the log and the clients.
+    fn collect(&mut self) {
         let (mut bytes, dropped) = self.out.take();
         if dropped > 0 {
             let note = format!("\n[cloudlet: {dropped} bytes of console output dropped]\n");
             bytes.extend_from_slice(note.as_bytes());
         }
-        if bytes.is_empty() {
+        self.write_log(&bytes);
+        self.tail.push(&bytes);
+    }
+
+    /// The log is a convenience: a full disk must not end a VM, so what cannot be written is left, and
+    /// with it all that follows.
+    fn write_log(&mut self, bytes: &[u8]) {
+        if self.log_is_full {
             return;
         }
-        self.write_log(&bytes);
-        self.replay.extend(&bytes);
-        let excess = self.replay.len().saturating_sub(REPLAY_LEN_MAX);
-        self.replay.drain(..excess);
-        for client in self.clients.values_mut() {
-            if client.write_all(&bytes).is_err() {
-                // A client that does not keep up is let go (the guest waits for nobody): its end
-                // of file comes round as an event, where it is removed.
-                let _ = client.shutdown(std::net::Shutdown::Both);
-            }
+        let room = LOG_LEN_MAX - self.log_len;
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        let fits = bytes.len() <= room;
+        let bytes = &bytes[..bytes.len().min(room)];
+        let mut written = self.log.write_all(bytes);
+        if !fits {
+            written = written.and_then(|()| self.log.write_all(LOG_FULL));
+        }
+        self.log_len += bytes.len() as u64;
+        self.log_is_full = !fits || written.is_err();
+    }
+
+    /// Forgets what no client needs any more.
+    fn release(&mut self) {
+        let needed = self.clients.values().filter_map(Client::needs).min();
+        if !self.awaited {
+            self.tail.release(needed.unwrap_or(u64::MAX));
         }
     }
 
-    /// The log is a convenience: a full disk must not end a VM, so what cannot be written is left.
-    fn write_log(&mut self, bytes: &[u8]) {
-        let length = bytes.len() as u64;
-        if self.log_len + length <= LOG_LEN_MAX && self.log.write_all(bytes).is_ok() {
-            self.log_len += length;
-        }
-    }
-
-    fn accept(&mut self, ops: &mut EventOps) -> io::Result<()> {
-        let (mut client, _) = self.listener.accept()?;
+    /// Takes a client that waits to be let in; none if there is none, or no place for it.
+    fn accept(&mut self) -> io::Result<Option<RawFd>> {
+        let (stream, _) = self.listener.accept()?;
         if self.clients.len() >= CLIENTS_MAX {
-            return Ok(());
+            return Ok(None);
         }
-        client.set_nonblocking(true)?;
-        let (front, back) = self.replay.as_slices();
-        let shown = client
-            .write_all(front)
-            .and_then(|()| client.write_all(back));
-        if shown.is_err() {
-            // It may be gone already, or not keep up. What it typed before counts all the same, and
-            // behind that is its end of file.
-            let _ = client.shutdown(std::net::Shutdown::Both);
-        }
-        let fd = client.as_raw_fd();
-        if ops.add(Events::new(&client, EventSet::IN)).is_ok() {
-            self.clients.insert(fd, client);
-        }
-        Ok(())
+        stream.set_nonblocking(true)?;
+        let first = std::mem::take(&mut self.awaited);
+        let at = match first {
+            true => 0,
+            false => self.tail.replay_begin(),
+        };
+        let fd = stream.as_raw_fd();
+        self.clients.insert(fd, Client::new(stream, at));
+        Ok(Some(fd))
     }
 
-    fn read_client(&mut self, fd: RawFd, ops: &mut EventOps) {
+    fn greet(&mut self, ops: &mut EventOps) {
+        // There may be none after all, or no descriptor for it: nobody's loss.
+        let Ok(Some(fd)) = self.accept() else {
+            return;
+        };
         let Some(client) = self.clients.get_mut(&fd) else {
             return;
         };
-        let mut bytes = [0; INPUT_LEN];
-        match client.read(&mut bytes) {
-            Ok(length) if length > 0 => self.input.extend_from_slice(&bytes[..length]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            _ => {
-                if let Some(client) = self.clients.remove(&fd) {
-                    ops.remove(Events::empty(&client))
-                        .expect("a watched descriptor is known");
-                }
+        if ops.add(Events::new(&client.stream, EventSet::IN)).is_err() {
+            self.clients.remove(&fd);
+            return;
+        }
+        client.serve(&self.tail, ops);
+        self.release();
+    }
+
+    fn serve_all(&mut self, ops: &mut EventOps) {
+        for client in self.clients.values_mut() {
+            client.serve(&self.tail, ops);
+        }
+        self.release();
+    }
+
+    fn serve_one(&mut self, events: Events, ops: &mut EventOps) {
+        let fd = events.fd();
+        let Some(client) = self.clients.get_mut(&fd) else {
+            return;
+        };
+        let has = |set| events.event_set().intersects(set);
+        let left = EventSet::HANG_UP | EventSet::ERROR;
+        let typed = match has(EventSet::IN) {
+            true => client.read(&mut self.input),
+            false => Typed::Nothing,
+        };
+        // Of one that has left, everything it typed is read before it is forgotten.
+        if typed != Typed::Something && has(left) {
+            ops.remove(Events::empty(&client.stream))
+                .expect("a watched descriptor is known");
+            self.clients.remove(&fd);
+        } else {
+            client.serve(&self.tail, ops);
+        }
+        self.release();
+    }
+
+    /// The guest's last words, for the log at once and for clients as they take them, for `limit` at
+    /// the most. Those who wait to be let in are clients, too.
+    pub(super) fn finish(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        self.collect();
+        while self.accept().is_ok() {}
+        loop {
+            let tail = &self.tail;
+            let behind = self.clients.values_mut().filter_map(|client| {
+                let fed = client.feed(tail);
+                (fed == Fed::Behind).then_some(&client.stream)
+            });
+            let mut behind: Vec<_> = behind
+                .map(|stream| PollFd::new(stream, PollFlags::OUT))
+                .collect();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(left) = Timespec::try_from(left) else {
+                return;
+            };
+            // An error of poll would come again, and there is nothing else to be done.
+            if behind.is_empty() || matches!(poll(&mut behind, Some(&left)), Ok(0) | Err(_)) {
+                return;
             }
         }
     }
@@ -190,12 +256,12 @@ impl MutEventSubscriber for Console {
         if fd == self.out.wake.as_raw_fd() {
             // A spurious wake-up finds the counter at zero; there is nothing to lose.
             let _ = self.out.wake.read();
-            self.drain();
+            self.collect();
+            self.serve_all(ops);
         } else if fd == self.listener.as_raw_fd() {
-            // There may be none after all, or no descriptor for it: nobody's loss.
-            let _ = self.accept(ops);
+            self.greet(ops);
         } else {
-            self.read_client(fd, ops);
+            self.serve_one(events, ops);
         }
     }
 
@@ -209,46 +275,184 @@ impl MutEventSubscriber for Console {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
     use std::sync::Mutex;
 
     use event_manager::{EventManager, SubscriberOps};
 
+    use super::tail::REPLAY_LEN_MAX;
     use super::*;
+
+    type Manager = EventManager<Box<dyn MutEventSubscriber>>;
+
+    /// A console in an event loop, its log, and its socket.
+    struct Bench {
+        dir: tempfile::TempDir,
+        console: Arc<Mutex<Console>>,
+        manager: Manager,
+    }
+
+    impl Bench {
+        fn new(attached: bool) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let (log, socket) = (dir.path().join("log"), dir.path().join("sock"));
+            let console = Console::new(&log, &socket, attached).unwrap();
+            let console = Arc::new(Mutex::new(console));
+            let mut manager = Manager::new().unwrap();
+            manager.add_subscriber(Box::new(Arc::clone(&console)));
+            Self {
+                dir,
+                console,
+                manager,
+            }
+        }
+
+        fn connect(&self) -> UnixStream {
+            UnixStream::connect(self.dir.path().join("sock")).unwrap()
+        }
+
+        fn log(&self) -> String {
+            std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+        }
+
+        fn write(&self, bytes: &[u8]) {
+            self.console().out().write_all(bytes).unwrap();
+        }
+
+        fn console(&self) -> MutexGuard<'_, Console> {
+            self.console.lock().unwrap()
+        }
+
+        /// Turns until nothing happens any more.
+        fn turn(&mut self) {
+            while self.manager.run_with_timeout(20).unwrap() > 0 {}
+        }
+    }
 
     #[test]
     fn a_flood_is_bounded_and_said() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        let mut console = Console::new(&log, &dir.path().join("sock")).unwrap();
-        let mut out = console.out();
-        out.write_all(&vec![b'x'; BEHIND_LEN_MAX]).unwrap();
-        out.write_all(b"lost").unwrap();
-        console.drain();
-        let text = std::fs::read_to_string(&log).unwrap();
-        assert!(text.ends_with("[cloudlet: 4 bytes of console output dropped]\n"));
-        assert_eq!(console.replay.len(), REPLAY_LEN_MAX);
+        let mut bench = Bench::new(false);
+        bench.write(&vec![b'x'; BEHIND_LEN_MAX]);
+        bench.write(b"lost");
+        bench.turn();
+        let said = "[cloudlet: 4 bytes of console output dropped]\n";
+        assert!(bench.log().ends_with(said));
+        let tail = &bench.console().tail;
+        assert_eq!(tail.end() - tail.replay_begin(), REPLAY_LEN_MAX as u64);
+    }
+
+    #[test]
+    fn a_full_log_says_so_and_has_no_gap() {
+        let mut bench = Bench::new(false);
+        bench.console().log_len = LOG_LEN_MAX - 4;
+        bench.write(b"12345678");
+        bench.turn();
+        bench.write(b"9");
+        bench.turn();
+        assert_eq!(
+            bench.log(),
+            format!("1234{}", String::from_utf8_lossy(LOG_FULL))
+        );
     }
 
     #[test]
     fn what_a_client_typed_before_it_left_is_input() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("sock");
-        let mut console = Console::new(&dir.path().join("log"), &socket).unwrap();
+        let mut bench = Bench::new(false);
         // There must be something to show to the client, which fails.
-        console.out().write_all(b"login: ").unwrap();
-        console.drain();
-        let console = Arc::new(Mutex::new(console));
-        let mut manager = EventManager::<Box<dyn MutEventSubscriber>>::new().unwrap();
-        manager.add_subscriber(Box::new(Arc::clone(&console)));
-        let mut client = UnixStream::connect(&socket).unwrap();
-        client.write_all(b"root\n").unwrap();
+        bench.write(b"login: ");
+        bench.turn();
+        let mut client = bench.connect();
+        client.write_all(b"root's long name\n").unwrap();
         drop(client);
-        // One turn accepts, one reads, one finds the end.
-        for _ in 0..3 {
-            manager.run_with_timeout(100).unwrap();
+        bench.turn();
+        assert_eq!(bench.console().take_input(), b"root's long name\n");
+        assert!(bench.console().clients.is_empty());
+    }
+
+    #[test]
+    fn a_client_with_nothing_more_to_type_reads_on() {
+        let mut bench = Bench::new(false);
+        let mut client = bench.connect();
+        client.write_all(b"last").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        bench.turn();
+        assert_eq!(bench.console().take_input(), b"last");
+        bench.write(b"words");
+        bench.turn();
+        let mut words = [0; 5];
+        client.read_exact(&mut words).unwrap();
+        assert_eq!(&words, b"words");
+        drop(client);
+        bench.turn();
+        assert!(bench.console().clients.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_kept_and_costs_the_others_nothing() {
+        let mut bench = Bench::new(false);
+        let (mut slow, mut quick) = (bench.connect(), bench.connect());
+        bench.turn();
+        quick.set_nonblocking(true).unwrap();
+        let piece = vec![b'x'; 256 << 10];
+        let mut got = Vec::new();
+        for _ in 0..4 {
+            bench.write(&piece);
+            for _ in 0..8 {
+                bench.turn();
+                let error = quick.read_to_end(&mut got).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            }
         }
-        let mut console = console.lock().unwrap();
-        assert_eq!(console.take_input(), b"root\n");
-        assert!(console.clients.is_empty());
+        assert_eq!(got.len(), 4 * piece.len());
+        // It reads at last: nothing is lost, nobody was let go.
+        let reader = std::thread::spawn(move || {
+            let mut bytes = vec![0; 4 * (256 << 10)];
+            slow.read_exact(&mut bytes).map(|()| (slow, bytes.len()))
+        });
+        while !reader.is_finished() {
+            bench.turn();
+        }
+        let (_slow, length) = reader.join().unwrap().unwrap();
+        assert_eq!(length, 4 * piece.len());
+        assert_eq!(bench.console().clients.len(), 2);
+    }
+
+    #[test]
+    fn who_started_the_vm_sees_all_of_it_even_at_its_end() {
+        let mut bench = Bench::new(true);
+        let all = vec![b'x'; 512 << 10];
+        bench.write(&all);
+        bench.turn();
+        let starter = bench.connect();
+        let other = bench.connect();
+        let read = |mut stream: UnixStream| {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                stream.read_to_end(&mut bytes).map(|_| bytes)
+            })
+        };
+        let (starter, other) = (read(starter), read(other));
+        bench.write(b"last words");
+        bench.console().finish(Duration::from_secs(60));
+        drop(bench);
+        let starter = starter.join().unwrap().unwrap();
+        assert_eq!(starter.len(), all.len() + 10);
+        assert!(starter.ends_with(b"last words"));
+        assert_eq!(other.join().unwrap().unwrap().len(), REPLAY_LEN_MAX);
+    }
+
+    #[test]
+    fn a_reader_that_has_stopped_does_not_keep_the_vm() {
+        let mut bench = Bench::new(true);
+        bench.write(&vec![b'x'; 1 << 20]);
+        let stopped = bench.connect();
+        bench.turn();
+        let begin = Instant::now();
+        bench.console().finish(Duration::from_millis(50));
+        assert!(begin.elapsed() >= Duration::from_millis(50));
+        drop(stopped);
+        // One that has left is not waited for.
+        bench.console().finish(Duration::from_secs(3600));
     }
 }

@@ -150,6 +150,7 @@ impl Process {
         let reason = self.ops.end(&mut self.machine, reason);
         let expected = is_orderly(&reason);
         write_report(&self.report, &reason);
+        self.ops.take_leave();
         if self.ops.is_orphan() || (expected && !self.spec.attached) {
             // What cannot be removed is cleared by the next VM of the name.
             let _ = self.lock.leave_nothing();

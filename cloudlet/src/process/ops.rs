@@ -21,6 +21,8 @@ use crate::control::{Reply, Request};
 use crate::launch::Event;
 use crate::synthesis::chain;
 
+/// How long clients of the console may take to read the guest's last words.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
 /// How often those who wait for an overlay hear of its progress.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
 
@@ -318,7 +320,7 @@ impl Ops {
         // has none.
         machine.handle().end(reason.clone());
         let _ = machine.turn(Some(Duration::ZERO));
-        lock(&self.console).drain();
+        lock(&self.console).finish(Duration::ZERO);
         let finished: Vec<_> = self.about.disks.iter().map(Disk::finish).collect();
         let reason = match finished.into_iter().collect::<Result<(), _>>() {
             Err(error) if reason.code() == 0 => ExitReason::host_error(&error),
@@ -329,5 +331,11 @@ impl Ops {
             lock(&self.server).reply(client, &Reply::Failed { message });
         }
         reason
+    }
+
+    /// Has the clients of the console read what the guest said before its end, for some time at the
+    /// most.
+    pub(super) fn take_leave(&mut self) {
+        lock(&self.console).finish(LAST_WORDS_MAX);
     }
 }

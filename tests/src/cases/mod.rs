@@ -13,6 +13,7 @@ mod apps;
 mod balloon;
 mod bases;
 mod cli;
+mod console;
 mod debian;
 mod disks;
 mod host_faults;
@@ -202,6 +203,7 @@ pub fn all() -> Vec<Case> {
     [
         cli::CASES,
         lifecycle::CASES,
+        console::CASES,
         images::CASES,
         host_faults::CASES,
         isolation::CASES,
