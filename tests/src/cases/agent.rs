@@ -14,6 +14,7 @@ use crate::failure::{Failure, Outcome};
 use crate::host::Host;
 use crate::linux::LinuxGuest;
 use crate::process::Process;
+use crate::terminal::Terminal;
 use crate::{ensure, ensure_eq};
 
 pub(super) const CASES: &[Case] = &[
@@ -141,12 +142,45 @@ fn commands(host: &Host) -> Outcome {
     let ended = waiting.wait(host.limit(LIMIT))?.expect_code(9)?;
     ensure_eq!(ended.stdout, "ready\ngot\n", "what it said");
 
+    terminals(host)?;
+
     // One whose host is gone is ended.
     let script = "echo ready; exec sleep 54321";
     let orphan = host.spawn(&["exec", "vm", "--", "sh", "-c", script])?;
     orphan.wait_for_output("ready", host.limit(LIMIT))?;
     ensure!(is_running(host, "vm")?, "the command does not run");
     orphan.signal(libc::SIGKILL)?;
+    host.wait_until("the end of the command", LIMIT, || {
+        (!is_running(host, "vm").ok()?).then_some(())
+    })
+}
+
+/// The guest's console has the terminal's size, and the terminal is afterwards what it was.
+fn terminals(host: &Host) -> Outcome {
+    let terminal = Terminal::new()?;
+    terminal.resize(47, 132)?;
+    let is_size = |wanted: &str| {
+        let size = || shell(host, "vm", "stty size </dev/ttyS0").ok();
+        host.wait_until(&format!("a console of {wanted}"), LIMIT, || {
+            (size()?.trim() == wanted).then_some(())
+        })
+    };
+    let console = terminal.spawn(&mut host.command(&["console", "vm"]))?;
+    is_size("47 132")?;
+    terminal.resize(50, 100)?;
+    is_size("50 100")?;
+    console.signal(libc::SIGTERM)?;
+    console.wait(host.limit(LIMIT))?.expect_code(143)?;
+    ensure!(!terminal.is_raw()?, "console left the terminal raw");
+
+    let script = "stty size; exec sleep 54321";
+    let command = ["exec", "-t", "vm", "--", "sh", "-c", script];
+    let exec = terminal.spawn(&mut host.command(&command))?;
+    exec.wait_for_output("50 100", host.limit(LIMIT))?;
+    ensure!(terminal.is_raw()?, "the terminal handles keys itself");
+    exec.signal(libc::SIGTERM)?;
+    exec.wait(host.limit(LIMIT))?.expect_code(143)?;
+    ensure!(!terminal.is_raw()?, "exec left the terminal raw");
     host.wait_until("the end of the command", LIMIT, || {
         (!is_running(host, "vm").ok()?).then_some(())
     })
