@@ -316,7 +316,7 @@ pub(crate) enum Image {
     /// Build a bootable image from a distribution's packages
     #[command(after_help = help::IMAGE_BUILD_HELP)]
     Build(ImageBuild),
-    /// Make a bootable image of a directory, a tar archive or an OCI image's directory
+    /// Make a bootable image of a directory, a tar archive or a container image
     #[command(after_help = help::IMAGE_IMPORT_HELP)]
     Import(ImageImport),
 }
@@ -324,7 +324,8 @@ pub(crate) enum Image {
 /// `image import`
 #[derive(Debug, Args)]
 pub(crate) struct ImageImport {
-    /// The root file system
+    /// A directory, an archive (`-`: standard input) or a container image in either; of several images
+    /// SOURCE:NAME is one
     pub(crate) source: PathBuf,
     /// The directory to make
     pub(crate) out: PathBuf,

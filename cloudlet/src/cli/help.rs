@@ -68,16 +68,20 @@ Examples:
 
 pub(super) const IMAGE_IMPORT_HELP: &str = "\
 Nothing is extracted on this machine: owners, device nodes and links go into the file system only,
-and it takes no root. An archive may be compressed by gzip or zstd. Of an OCI image (`skopeo copy
-docker://IMAGE oci:DIR`) the hashes are checked, layers are applied in order, and its process is
-started with the image's environment, directory and user once the guest is up.
+and it takes no root. An archive may be compressed by gzip, zstd, xz or bzip2; `-` is standard input.
+Of a container image (`skopeo copy docker://IMAGE oci:DIR`, the same as an archive, or `docker save`)
+the hashes are checked, layers are applied in order, and its process is started with the image's
+environment, directory and user once the guest is up. Of several images SOURCE:NAME is the one of
+that name; of variants for one kind of machine the best that this CPU has is taken.
 
 Without options kernel and initial RAM disk are those of the root file system's /boot, and its own
 init runs. With --kernel-from they are Debian's, with an init that needs nothing of the root file system.
 
 Examples:
   cloudlet image import rootfs.tar.gz alpine --kernel-from deb
-  cloudlet image import oci-dir web --kernel-from deb --size 4096";
+  cloudlet image import oci-dir web --kernel-from deb --size 4096
+  docker save web:1 | cloudlet image import - web --kernel-from deb
+  cloudlet image import images.tar:web:1 web --kernel-from deb";
 
 pub(super) const RESTORE_HELP: &str = "\
 SOURCE is a snapshot directory, or the tag or id of a base VM. The VMs run in the background, share

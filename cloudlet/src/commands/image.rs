@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use cloudlet::boot_image::{self, BootImage, Manifest};
 use cloudlet::import::boot::Choice;
+use cloudlet::import::source::Source;
 use cloudlet::import::{self, Options};
 use cloudlet_resources::linux;
 use cloudlet_snapshot::AtomicDir;
@@ -48,8 +49,9 @@ fn import(host: &Host, args: &ImageImport) -> Result<()> {
         (None, Some(kernel), Some(initrd)) => Choice::Files { kernel, initrd },
         _ => Choice::Tree,
     };
+    let source = Source::new(&args.source);
     let options = Options {
-        source: &args.source,
+        source: &source,
         boot,
         root_len: args.size << 20,
         work: scratch.path(),

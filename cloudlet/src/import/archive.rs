@@ -1,18 +1,15 @@
-//! Tar archives, plain, gzip or zstd: GNU's long names and pax records are read here, within limits,
-//! before anything is kept. Extended attributes are left out.
+//! Tar archives, plain or compressed, as root file systems and as layers. Extended attributes are left
+//! out.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 
-use flate2::bufread::MultiGzDecoder;
-use tar::{EntryType, Header, PaxExtensions};
+use tar::{EntryType, Header};
 
-use super::spool::Spool;
+use super::entries::{Entries, Entry, Next, length, number};
+use super::spool::{Blob, Spool};
 use super::tree::{self, Attributes, Kind as Node, Tree};
+use super::unpack;
 
-/// Longest name that a record of its own gives: a path with its final zero.
-const NAME_LEN_MAX: u64 = 4097;
-/// Longest set of pax records.
-const PAX_LEN_MAX: u64 = 1 << 20;
 /// What an archive may have beside the contents of files.
 const OVERHEAD_LEN_MAX: u64 = 2 << 30;
 /// Names that say what is not there, in layers.
@@ -25,6 +22,24 @@ pub enum Error {
     /// It is damaged, cut, or endless.
     #[error("cannot read the archive")]
     Read(#[from] io::Error),
+    /// It is something else.
+    #[error(transparent)]
+    Other(#[from] unpack::Error),
+    /// There is nothing in it.
+    #[error("the archive has no entries")]
+    Nothing,
+    /// What should be an entry's header is none.
+    #[error("the archive is damaged: an entry's header has a wrong sum")]
+    Header,
+    /// A field of a header is no number, or one out of range.
+    #[error("the archive is damaged: an entry's {0} is no number that can be")]
+    Number(&'static str),
+    /// Records about an entry are not as pax says.
+    #[error("the archive is damaged: the records about an entry are not as they must be")]
+    Records,
+    /// The map of a sparse file is of a form that is not known, or damaged.
+    #[error("the archive is damaged: the map of a sparse file is not as it must be")]
+    Sparse,
     /// A name's or an attribute's record is too long.
     #[error("the archive has a record of {0} bytes about one entry")]
     Record(u64),
@@ -67,194 +82,174 @@ pub fn read(
     kind: Kind,
     len_max: u64,
 ) -> Result<(), Error> {
-    let mut source = BufReader::with_capacity(256 << 10, source);
-    let start = source.fill_buf()?;
-    let unpacked: Box<dyn Read + '_> = match start {
-        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(source)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(source)?),
-        _ => Box::new(source),
-    };
     let bounded = Bounded {
-        source: unpacked,
+        source: unpack::unpack(source)?,
         left: len_max,
     };
-    if kind == Kind::Layer {
-        tree.begin_layer();
-    }
-    let mut archive = tar::Archive::new(bounded);
-    let mut next = Next::default();
-    for entry in archive.entries()?.raw(true) {
-        let mut entry = entry?;
-        let header = entry.header().clone();
-        match header.entry_type() {
-            EntryType::GNULongName => next.path = Some(name_of(&mut entry, &header)?),
-            EntryType::GNULongLink => next.target = Some(name_of(&mut entry, &header)?),
-            EntryType::XHeader => next.add(&record(&mut entry, &header, PAX_LEN_MAX)?)?,
-            EntryType::XGlobalHeader => {}
-            _ => {
-                let about = std::mem::take(&mut next);
-                place(&mut entry, &header, about, tree, spool, kind)?;
+    let mut entries = Entries::new(bounded);
+    match kind {
+        Kind::Whole => {
+            if all(&mut entries, tree, spool, kind)? == 0 {
+                return Err(Error::Nothing);
             }
         }
-    }
-    Ok(())
-}
-
-/// What records say about the entry that follows them.
-#[derive(Debug, Default)]
-struct Next {
-    path: Option<Vec<u8>>,
-    target: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u64>,
-    gid: Option<u64>,
-    mtime: Option<(i64, u32)>,
-    sparse: bool,
-}
-
-impl Next {
-    /// Takes over pax records.
-    fn add(&mut self, records: &[u8]) -> Result<(), Error> {
-        for record in PaxExtensions::new(records) {
-            let record = record?;
-            let value = record.value_bytes();
-            let number = || std::str::from_utf8(value).ok()?.parse().ok();
-            match record.key_bytes() {
-                b"path" => self.path = Some(value.to_vec()),
-                b"linkpath" => self.target = Some(value.to_vec()),
-                b"size" => self.size = number(),
-                b"uid" => self.uid = number(),
-                b"gid" => self.gid = number(),
-                b"mtime" => self.mtime = time(value),
-                key if key.starts_with(b"GNU.sparse.") => self.sparse = true,
-                _ => {}
-            }
+        Kind::Layer => {
+            tree.begin_layer();
+            let read = all(&mut entries, tree, spool, kind);
+            tree.end_layer(spool);
+            read?;
         }
-        Ok(())
     }
+    Ok(entries.drain()?)
 }
 
-/// Reads the record that an entry is.
-fn record(entry: &mut impl Read, header: &Header, len_max: u64) -> Result<Vec<u8>, Error> {
-    let len = header.entry_size()?;
-    if len > len_max {
-        return Err(Error::Record(len));
+/// Puts all entries into the tree, and says how many there were.
+fn all(
+    entries: &mut Entries<impl Read>,
+    tree: &mut Tree,
+    spool: &mut dyn Spool,
+    kind: Kind,
+) -> Result<u64, Error> {
+    let mut count = 0;
+    while let Some(entry) = entries.next_entry()? {
+        place(entry, entries, tree, spool, kind)?;
+        count += 1;
     }
-    let mut bytes = Vec::new();
-    entry.take(len).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn name_of(entry: &mut impl Read, header: &Header) -> Result<Vec<u8>, Error> {
-    let mut name = record(entry, header, NAME_LEN_MAX)?;
-    let end = name.iter().position(|&byte| byte == 0);
-    name.truncate(end.unwrap_or(name.len()));
-    Ok(name)
+    Ok(count)
 }
 
 /// Puts one entry at its place in the tree.
 fn place(
-    entry: &mut dyn Read,
-    header: &Header,
-    about: Next,
+    mut entry: Entry,
+    body: &mut dyn Read,
     tree: &mut Tree,
     spool: &mut dyn Spool,
     kind: Kind,
 ) -> Result<(), Error> {
-    let path = match &about.path {
-        Some(path) => path.clone(),
-        None => header.path_bytes().into_owned(),
-    };
-    if kind == Kind::Layer && whiteout(&path, tree, spool)? {
+    let header = &entry.header;
+    let named = entry.about.sparse.name.take().or(entry.about.path.take());
+    let path = named.unwrap_or_else(|| header.path_bytes().into_owned());
+    if kind == Kind::Layer && whiteout(&path, tree)? {
         return Ok(());
     }
-    let attributes = attributes(header, &about)?;
-    let target = || match &about.target {
+    let attributes = attributes(header, &entry.about)?;
+    let target = || match &entry.about.target {
         Some(target) => target.clone(),
         None => header.link_name_bytes().unwrap_or_default().into_owned(),
-    };
-    let device = || -> Result<(u32, u32), Error> {
-        let major = header.device_major()?.unwrap_or(0);
-        Ok((major, header.device_minor()?.unwrap_or(0)))
-    };
-    let unknown = || Error::Kind {
-        path: String::from_utf8_lossy(&path[..path.len().min(200)]).into_owned(),
-        kind: char::from(header.entry_type().as_byte()),
     };
     let node = match header.entry_type() {
         EntryType::Directory => return Ok(tree.put_directory(&path, attributes, spool)?),
         EntryType::Link => return Ok(tree.link(&path, &target(), spool)?),
-        EntryType::Regular | EntryType::Continuous => {
-            let len = header.entry_size()?;
-            if about.sparse || about.size.is_some_and(|size| size != len) {
-                return Err(unknown());
-            }
-            // An old archive's directory is a file whose name ends so.
-            if path.ends_with(b"/") {
-                return Ok(tree.put_directory(&path, attributes, spool)?);
-            }
-            Node::File(spool.store(entry, len)?)
+        // An old archive's directory is a file whose name ends so.
+        EntryType::Regular if path.ends_with(b"/") => {
+            return Ok(tree.put_directory(&path, attributes, spool)?);
+        }
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            Node::File(contents(entry, body, spool)?)
         }
         EntryType::Symlink => Node::Symlink(target()),
-        EntryType::Char => device().map(|(major, minor)| Node::Character(major, minor))?,
-        EntryType::Block => device().map(|(major, minor)| Node::Block(major, minor))?,
+        EntryType::Char => device(header).map(|(major, minor)| Node::Character(major, minor))?,
+        EntryType::Block => device(header).map(|(major, minor)| Node::Block(major, minor))?,
         EntryType::Fifo => Node::Fifo,
-        _ => return Err(unknown()),
+        other => {
+            return Err(Error::Kind {
+                path: String::from_utf8_lossy(&path[..path.len().min(200)]).into_owned(),
+                kind: char::from(other.as_byte()),
+            });
+        }
     };
     Ok(tree.put(&path, attributes, node, spool)?)
 }
 
+/// Keeps an entry's contents: those of a sparse file are what its map says.
+fn contents(entry: Entry, body: &mut dyn Read, spool: &mut dyn Spool) -> Result<Blob, Error> {
+    let mut counted = Counted {
+        source: body,
+        count: 0,
+    };
+    let map = match entry.map {
+        Some(map) => Some(map),
+        None => entry.about.sparse.map(&mut counted)?,
+    };
+    let Some(map) = map else {
+        return Ok(spool.store(body, entry.len)?);
+    };
+    if counted.count.checked_add(map.data_len()) != Some(entry.len) {
+        return Err(Error::Sparse);
+    }
+    Ok(spool.store_sparse(body, map.len, &map.data)?)
+}
+
+fn device(header: &Header) -> Result<(u32, u32), Error> {
+    let fields = match (header.as_gnu(), header.as_ustar()) {
+        (Some(gnu), _) => (&gnu.dev_major, &gnu.dev_minor),
+        (_, Some(ustar)) => (&ustar.dev_major, &ustar.dev_minor),
+        _ => return Ok((0, 0)),
+    };
+    let number = |field| {
+        let number = length(field, "device")?;
+        u32::try_from(number).map_err(|_| Error::Number("device"))
+    };
+    Ok((number(fields.0)?, number(fields.1)?))
+}
+
 fn attributes(header: &Header, about: &Next) -> Result<Attributes, Error> {
-    let small = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-    // A time before 1970 is a negative number of as many bits.
+    let fields = header.as_old();
+    // Some systems have owners below 0, and nobody has one beyond 32 bits.
+    let small = |value: i64| match (u32::try_from(value), i32::try_from(value)) {
+        (Ok(value), _) => value,
+        (_, Ok(negative)) => negative.cast_unsigned(),
+        _ => u32::MAX,
+    };
+    let said = |said: Option<i64>, field, what| match said {
+        Some(number) => Ok(small(number)),
+        None => number(field, what).map(small),
+    };
     let (mtime, nanos) = match about.mtime {
         Some(time) => time,
-        None => (header.mtime()?.cast_signed(), 0),
+        None => (number(&fields.mtime, "time")?, 0),
     };
     Ok(Attributes {
-        mode: header.mode()? & 0o7777,
-        uid: small(about.uid.map_or_else(|| header.uid(), Ok)?),
-        gid: small(about.gid.map_or_else(|| header.gid(), Ok)?),
+        mode: small(number(&fields.mode, "mode")?) & 0o7777,
+        uid: said(about.uid, &fields.uid, "owner")?,
+        gid: said(about.gid, &fields.gid, "group")?,
         mtime,
         nanos,
     })
 }
 
-/// A time as pax records have it, decimal seconds with a fraction: whole seconds before it, and the
-/// nanoseconds from there.
-fn time(value: &[u8]) -> Option<(i64, u32)> {
-    const NANOS: u32 = 1_000_000_000;
-    let text = std::str::from_utf8(value).ok()?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let seconds: i64 = whole.parse().ok()?;
-    let nanos = format!("{fraction:0<9.9}").parse().ok()?;
-    match (text.starts_with('-'), nanos) {
-        (true, 1..) => Some((seconds.checked_sub(1)?, NANOS - nanos)),
-        _ => Some((seconds, nanos)),
-    }
-}
-
 /// Does what the name says if it is one of those that say what is hidden.
-fn whiteout(path: &[u8], tree: &mut Tree, spool: &mut dyn Spool) -> Result<bool, Error> {
+fn whiteout(path: &[u8], tree: &mut Tree) -> Result<bool, Error> {
     let at = path.iter().rposition(|&byte| byte == b'/');
     let (parent, name) = match at {
         Some(at) => (&path[..at], &path[at + 1..]),
         None => (&path[..0], path),
     };
     if name == OPAQUE {
-        tree.hide_inside(parent, spool)?;
+        tree.hide_inside(parent)?;
     } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
         // The rest of that name space belongs to file systems that once used it.
         if !hidden.is_empty() && !hidden.starts_with(WHITEOUT) {
-            tree.hide(&[parent, b"/", hidden].concat(), spool)?;
+            tree.hide(&[parent, b"/", hidden].concat())?;
         }
     } else {
         return Ok(false);
     }
     Ok(true)
+}
+
+/// A source whose bytes are counted.
+struct Counted<'a> {
+    source: &'a mut dyn Read,
+    count: u64,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.source.read(buffer)?;
+        self.count += count as u64;
+        Ok(count)
+    }
 }
 
 /// A source that ends with an error after so many bytes.

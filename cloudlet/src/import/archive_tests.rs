@@ -59,6 +59,17 @@ impl Made {
         read(bytes, &mut self.tree, &mut self.spool, kind, len_max(SPACE))
     }
 
+    fn contents(&self, path: &str) -> Vec<u8> {
+        match self
+            .tree
+            .node(self.tree.find(path.as_bytes()).unwrap())
+            .kind
+        {
+            Node::File(blob) => self.spool.load(blob, SPACE).unwrap(),
+            _ => panic!("{path} is no file"),
+        }
+    }
+
     fn paths(&self) -> Vec<String> {
         fn inside(tree: &Tree, id: NodeId, path: &str, found: &mut Vec<String>) {
             for (name, id) in tree.names(id) {
@@ -223,12 +234,22 @@ fn lengths_that_lie_are_refused() {
             "{kind:?}"
         );
     }
-    // A size that another record contradicts.
-    let bytes = archive(&[
-        (EntryType::XHeader, "pax", "10 size=5\n"),
-        (EntryType::Regular, "f", "1234"),
-    ]);
-    assert!(matches!(whole(&bytes), Err(Error::Kind { .. })));
+    // A size that another record contradicts: what follows is no header, or none at all.
+    for record in ["10 size=5\n", "12 size=900\n"] {
+        let bytes = archive(&[
+            (EntryType::XHeader, "pax", record),
+            (EntryType::Regular, "f", ""),
+        ]);
+        assert!(whole(&bytes[..1536]).is_err());
+    }
+    // Numbers that are none.
+    for text in ["12 size=-10\n", "11 size=1x\n", "7 uid=\n", "10 mtime=\n"] {
+        let bytes = archive(&[
+            (EntryType::XHeader, "pax", text),
+            (EntryType::Regular, "f", ""),
+        ]);
+        assert!(matches!(whole(&bytes), Err(Error::Number(_))), "{text}");
+    }
 }
 
 #[test]
@@ -250,36 +271,78 @@ fn an_archive_that_unpacks_without_end_is_stopped() {
 }
 
 #[test]
-fn unknown_kinds_and_sparse_files_are_refused() {
+fn unknown_kinds_and_no_entries_are_refused() {
     let unknown = archive(&[(EntryType::new(b'Q'), "q", "")]);
     assert!(matches!(
         whole(&unknown),
         Err(Error::Kind { kind: 'Q', .. })
     ));
-    let sparse = archive(&[
-        (EntryType::XHeader, "pax", "22 GNU.sparse.major=1\n"),
-        (EntryType::Regular, "f", ""),
-    ]);
-    assert!(matches!(whole(&sparse), Err(Error::Kind { .. })));
+    for bytes in [vec![0; 1024], vec![0; 10_240], vec![0; 512]] {
+        assert!(matches!(whole(&bytes), Err(Error::Nothing)));
+        // A layer may change nothing.
+        Made::new().read(&bytes, Kind::Layer).unwrap();
+    }
+    let mut damaged = archive(&[(EntryType::Regular, "a", ""), (EntryType::Regular, "b", "")]);
+    damaged[512] ^= 1;
+    assert!(matches!(whole(&damaged), Err(Error::Header)));
 }
 
 #[test]
-fn times_of_pax_records_have_signs_and_fractions() {
-    for (text, expected) in [
-        ("9", Some((9, 0))),
-        ("9.5", Some((9, 500_000_000))),
-        ("9.0000000019", Some((9, 1))),
-        ("-315619200", Some((-315_619_200, 0))),
-        ("-1.25", Some((-2, 750_000_000))),
-        ("-0.25", Some((-1, 750_000_000))),
-        ("17179869184.", Some((1 << 34, 0))),
-        ("-9223372036854775808.5", None),
-        ("9.-5", None),
-        ("", None),
-        ("x", None),
-        (".5", None),
+fn the_size_of_a_record_counts() {
+    let bytes = archive(&[
+        (EntryType::XHeader, "pax", "11 size=17\n"),
+        (EntryType::Regular, "f", ""),
+    ]);
+    let end = bytes.len() - 1024;
+    let mut body = b"seventeen bytes.\n".to_vec();
+    body.resize(512, 0);
+    let next = archive(&[(EntryType::Regular, "g", "next")]);
+    let made = whole(&[&bytes[..end], &body, &next].concat()).unwrap();
+    assert_eq!(made.contents("f"), b"seventeen bytes.\n");
+    assert_eq!(made.contents("g"), b"next");
+}
+
+#[test]
+fn values_of_records_may_have_line_feeds() {
+    let bytes = archive(&[
+        (
+            EntryType::XHeader,
+            "pax",
+            "22 comment=a\n8 uid=5\n\n13 path=long\n",
+        ),
+        (EntryType::Regular, "short", ""),
+    ]);
+    let made = whole(&bytes).unwrap();
+    assert_eq!(made.paths(), ["/long"]);
+    let file = made.tree.node(made.tree.find(b"long").unwrap());
+    assert_eq!(file.attributes.uid, 7);
+}
+
+#[test]
+fn a_hard_link_and_a_whiteout_of_its_file_go_together_in_either_order() {
+    let lower = archive(&[(EntryType::Regular, "etc/old", "1")]);
+    let link = (EntryType::Link, "etc/new", "etc/old");
+    let hide = (EntryType::Regular, "etc/.wh.old", "");
+    let opaque = (EntryType::Regular, "etc/.wh..wh..opq", "");
+    let above = (EntryType::Regular, ".wh.etc", "");
+    for entries in [
+        [link, hide],
+        [hide, link],
+        [link, opaque],
+        [opaque, link],
+        [link, above],
+        [above, link],
     ] {
-        assert_eq!(time(text.as_bytes()), expected, "{text}");
+        let mut made = Made::new();
+        made.read(&lower, Kind::Layer).unwrap();
+        made.read(&archive(&entries), Kind::Layer).unwrap();
+        assert_eq!(made.paths(), ["/etc", "/etc/new"], "{entries:?}");
+        assert_eq!(made.contents("etc/new"), b"1");
+        let file = made.tree.node(made.tree.find(b"etc/new").unwrap());
+        assert_eq!(file.names, 1);
+        // What is hidden is gone for the layers above.
+        let late = archive(&[(EntryType::Link, "late", "etc/old")]);
+        assert!(made.read(&late, Kind::Layer).is_err());
     }
 }
 

@@ -1,4 +1,5 @@
-//! Making a bootable image of a root file system that is a directory, a tar archive, or an OCI image.
+//! Making a bootable image of a root file system that is a directory, a tar archive, or a container
+//! image in either.
 //!
 //! Nothing of what is imported becomes a path of the host. [`tree`] holds names and attributes in
 //! memory, where layers are merged; contents lie in numbered files of a private directory
@@ -7,7 +8,10 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`archive`], [`dir`], [`oci`] | the sources |
+//! | [`source`] | which of these it is |
+//! | [`dir`] | directories |
+//! | [`archive`], [`entries`], [`sparse`] | tar archives; [`unpack`] and [`sniff`] find them in what is compressed, and name what is none |
+//! | [`oci`], [`docker`], [`choose`] | container images, whose files are where [`layout`] finds them |
 //! | [`entry`] | an OCI image's process as a script that the guest's init runs |
 //! | [`boot`] | kernel and initial RAM disk |
 
@@ -16,7 +20,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use cloudlet_agent::sparse;
+use cloudlet_agent::sparse as holes;
 use sha2::{Digest as _, Sha256};
 
 use crate::boot_image::{self, Digest, Files, Manifest};
@@ -24,18 +28,23 @@ use crate::files;
 
 pub mod archive;
 pub mod boot;
+pub mod choose;
 pub mod dir;
+pub mod docker;
+pub mod entries;
 pub mod entry;
 pub mod ext4;
+pub mod layout;
 pub mod oci;
+pub mod sniff;
+pub mod source;
+pub mod sparse;
 pub mod spool;
 pub mod tree;
+pub mod unpack;
 
-use spool::{FileSpool, Spool};
-use tree::Tree;
+use source::Source;
 
-/// Where an OCI image's process is put, for `resources/linux/init`.
-const ENTRY_POINT: &str = "/etc/cloudlet/entrypoint";
 /// Bytes hashed at a time.
 const HASH_CHUNK_LEN: usize = 256 << 10;
 
@@ -65,6 +74,12 @@ pub enum Error {
     /// An OCI image is not what it should be.
     #[error(transparent)]
     Oci(#[from] oci::Error),
+    /// Nobody types an archive.
+    #[error("standard input is a terminal: an archive is to come from there, through a pipe")]
+    Terminal,
+    /// A name that chooses, where there is nothing to choose from.
+    #[error("there are no images in it to choose by name")]
+    NoImages,
     /// An OCI image's process cannot be run.
     #[error(transparent)]
     Entry(#[from] entry::Error),
@@ -79,8 +94,8 @@ pub enum Error {
 /// What to import, and what to make of it.
 #[derive(Debug)]
 pub struct Options<'a> {
-    /// A directory, an OCI image's directory, or a tar archive.
-    pub source: &'a Path,
+    /// What is imported.
+    pub source: &'a Source,
     /// Where kernel and initial RAM disk come from.
     pub boot: boot::Choice<'a>,
     /// Size of the root file system in bytes.
@@ -95,23 +110,19 @@ pub struct Options<'a> {
 /// As [`Error`] says; `options.work` may have leftovers then.
 pub fn import(options: &Options<'_>, say: &mut dyn FnMut(&str)) -> Result<Manifest, Error> {
     let image = options.work.join("image");
-    let contents = options.work.join("contents");
-    for dir in [&image, &contents] {
-        std::fs::create_dir(dir).map_err(io_error("make", dir))?;
-    }
-    let mut spool = FileSpool::new(&contents, options.root_len);
-    let mut tree = Tree::new();
+    std::fs::create_dir(&image).map_err(io_error("make", &image))?;
     say("reading the root file system");
-    let name = read(options.source, &mut tree, &mut spool)?;
+    let read = options.source.read(options.work, options.root_len)?;
+    let (tree, contents) = (&read.tree, &read.contents);
     say("adding kernel and initial RAM disk");
-    let cmdline = boot::place(&options.boot, &tree, &contents, &image)?;
+    let cmdline = boot::place(&options.boot, tree, contents, &image)?;
     say("writing the root file system");
     let root = image.join(boot_image::ROOT);
     let file = File::create_new(&root).map_err(io_error("make", &root))?;
-    ext4::plan(&tree, &contents)?.write(&file, options.root_len, &mut |_, _| {})?;
+    ext4::plan(tree, contents)?.write(&file, options.root_len, &mut |_, _| {})?;
     let manifest = Manifest {
         format: boot_image::FORMAT,
-        source: name,
+        source: read.name,
         cmdline,
         files: Files {
             kernel: digest(&image.join(boot_image::KERNEL))?,
@@ -124,34 +135,6 @@ pub fn import(options: &Options<'_>, say: &mut dyn FnMut(&str)) -> Result<Manife
     let text = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain JSON");
     std::fs::write(&path, text).map_err(io_error("write", &path))?;
     Ok(manifest)
-}
-
-/// Reads whatever `source` is, and says what it was.
-fn read(source: &Path, tree: &mut Tree, spool: &mut FileSpool) -> Result<String, Error> {
-    let metadata = std::fs::metadata(source).map_err(io_error("find", source))?;
-    if !metadata.is_dir() {
-        let file = files::open(source)?;
-        let len_max = archive::len_max(spool.len_max());
-        archive::read(file, tree, spool, archive::Kind::Whole, len_max)?;
-        return Ok("a tar archive".into());
-    }
-    if !oci::is_layout(source) {
-        dir::read(source, tree, spool)?;
-        return Ok("a directory".into());
-    }
-    let image = oci::read(source, tree, spool)?;
-    if let Some(script) = entry::script(&image.config, tree, spool)? {
-        let blob = spool
-            .store(&mut script.as_bytes(), script.len() as u64)
-            .map_err(tree::Error::from)?;
-        let attributes = tree::Attributes {
-            mode: 0o755,
-            ..tree::Attributes::default()
-        };
-        let kind = tree::Kind::File(blob);
-        tree.put(ENTRY_POINT.as_bytes(), attributes, kind, spool)?;
-    }
-    Ok(format!("oci {}", image.digest))
 }
 
 /// Length and hash of a finished file, whose holes are not read.
@@ -170,7 +153,7 @@ fn hash_into(hash: &mut Sha256, file: &File) -> io::Result<()> {
     let zeros = vec![0; HASH_CHUNK_LEN];
     let mut chunk = zeros.clone();
     let mut at = 0;
-    let stretches = sparse::data(file, len).chain(std::iter::once(Ok(len..len)));
+    let stretches = holes::data(file, len).chain(std::iter::once(Ok(len..len)));
     for stretch in stretches {
         let stretch = stretch?;
         while at < stretch.start {

@@ -1,49 +1,49 @@
-//! OCI images as directories: index, manifest, configuration and layers, each found by the hash that
-//! the one before it gives, and believed only when it has that hash.
+//! OCI images: index, manifest, configuration and layers, each found by the hash that the one before it
+//! gives, and believed only when it has that hash.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use super::archive;
+use super::choose::{self, ARCHITECTURE, OS};
 use super::hex;
-use super::spool::FileSpool;
+use super::layout::Layout;
+use super::spool::Spool;
 use super::tree::Tree;
+use super::unpack;
 use crate::files;
 
 /// Longest of the JSON files.
 const JSON_LEN_MAX: u64 = 4 << 20;
 /// Most layers.
-const LAYERS_MAX: usize = 512;
+pub const LAYERS_MAX: usize = 512;
 /// Deepest index in an index.
 const INDEX_DEPTH_MAX: u32 = 4;
-/// What the kernels here run.
-const OS: &str = "linux";
-const ARCHITECTURE: &str = "amd64";
 /// Bytes hashed at a time.
 const CHUNK_LEN: usize = 256 << 10;
 
-/// Why a directory is no OCI image that can be taken.
+/// Why an image cannot be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file is missing, or is none.
     #[error(transparent)]
     File(#[from] files::Error),
     /// A file cannot be read.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read the image's {name}")]
     Read {
-        /// The file.
-        path: PathBuf,
+        /// The file, as the image names it.
+        name: String,
         /// The cause.
         #[source]
         source: io::Error,
     },
     /// A file is not the JSON that it should be.
-    #[error("the image's {what} is not as the OCI image format says")]
+    #[error("the image's {what} is not as its format says")]
     Syntax {
         /// Which.
         what: &'static str,
@@ -70,11 +70,28 @@ pub enum Error {
     #[error("the image has nothing for {OS} on {ARCHITECTURE}")]
     Platform,
     /// There are several images, or none.
-    #[error("the directory has {0} images, and one is needed")]
+    #[error("there are {0} images without names to choose by, and one is needed")]
     Count(usize),
+    /// There are several images, which have names.
+    #[error("there are {count} images: choose one as SOURCE:NAME, of {names}")]
+    Several {
+        /// How many.
+        count: usize,
+        /// What they are called.
+        names: String,
+    },
+    /// No image has the name.
+    #[error("no image has that name; there is {names}")]
+    Name {
+        /// What there is.
+        names: String,
+    },
     /// There is no end of layers.
     #[error("the image has more than {LAYERS_MAX} layers")]
     Layers,
+    /// There are not as many hashes as layers.
+    #[error("the image's configuration has other layers than its manifest")]
+    Hashes,
     /// A layer is of a kind that is not known here.
     #[error("{0:?} is a kind of layer that is not known here")]
     LayerType(String),
@@ -89,6 +106,9 @@ pub enum Error {
         #[source]
         source: archive::Error,
     },
+    /// A layer cannot be unpacked.
+    #[error(transparent)]
+    Unpack(#[from] unpack::Error),
 }
 
 /// What leads to a file: kind, hash and length.
@@ -97,21 +117,24 @@ pub enum Error {
 pub struct Descriptor {
     #[serde(default)]
     media_type: String,
-    digest: String,
+    pub(super) digest: String,
     size: u64,
-    platform: Option<Platform>,
+    pub(super) platform: Option<Platform>,
+    pub(super) annotations: Option<BTreeMap<String, String>>,
 }
 
+/// A kind of machine.
 #[derive(Debug, Clone, Deserialize)]
-struct Platform {
-    architecture: String,
-    os: String,
+pub struct Platform {
+    pub(super) architecture: String,
+    pub(super) os: String,
+    pub(super) variant: Option<String>,
 }
 
 /// An index: what images there are.
 #[derive(Debug, Deserialize)]
 pub struct Index {
-    manifests: Vec<Descriptor>,
+    pub(super) manifests: Vec<Descriptor>,
 }
 
 /// A manifest: what an image is made of.
@@ -126,7 +149,17 @@ pub struct Manifest {
 pub struct Configuration {
     architecture: String,
     os: String,
-    config: Option<Config>,
+    pub(super) config: Option<Config>,
+    #[serde(default)]
+    pub(super) rootfs: RootFs,
+}
+
+/// What an image's root file system is of.
+#[derive(Debug, Default, Deserialize)]
+pub struct RootFs {
+    /// Hashes of the layers as archives that are not compressed.
+    #[serde(default)]
+    pub(super) diff_ids: Vec<String>,
 }
 
 /// How an image's process is started.
@@ -148,48 +181,44 @@ pub struct Config {
 /// An image that was read.
 #[derive(Debug)]
 pub struct Image {
-    /// Its manifest's hash.
+    /// The hash of its manifest; where it has none, of its configuration.
     pub digest: String,
     /// How its process is started.
     pub config: Config,
 }
 
-/// Whether a directory is an OCI image and not a root file system.
+/// Whether a layout is an OCI image and not a root file system.
 #[must_use]
-pub fn is_layout(dir: &Path) -> bool {
-    dir.join("oci-layout").is_file() && dir.join("index.json").is_file()
+pub fn is_image(layout: &Layout<'_>) -> bool {
+    layout.open("oci-layout").is_ok() && layout.open("index.json").is_ok()
 }
 
-/// Reads the image in `dir`, its layers in order, into `tree`.
+/// Reads an image, its layers in order, into `tree`: the one of that name if there are several. A layer
+/// may have `len_max` bytes when it is unpacked.
 ///
 /// # Errors
 /// As [`Error`] says. The tree may have a part of it then.
-pub fn read(dir: &Path, tree: &mut Tree, spool: &mut FileSpool) -> Result<Image, Error> {
-    let path = dir.join("index.json");
-    let file = open(&path)?;
-    let index: Index = parse(&limited(file, &path, "index")?, "index")?;
-    let chosen = choose(dir, &index)?;
-    let manifest: Manifest = load(dir, &chosen, "manifest")?;
+pub fn read(
+    layout: &Layout<'_>,
+    name: Option<&str>,
+    tree: &mut Tree,
+    spool: &mut dyn Spool,
+    len_max: u64,
+) -> Result<Image, Error> {
+    let index: Index = parse(&whole(layout, "index.json", "index")?, "index")?;
+    let chosen = choose(layout, &index, name)?;
+    let manifest: Manifest = load(layout, &chosen, "manifest")?;
     if manifest.layers.len() > LAYERS_MAX {
         return Err(Error::Layers);
     }
-    let about: Configuration = load(dir, &manifest.config, "configuration")?;
-    if about.os != OS || about.architecture != ARCHITECTURE {
-        return Err(Error::Platform);
-    }
+    let about: Configuration = load(layout, &manifest.config, "configuration")?;
+    about.check()?;
     for (at, layer) in manifest.layers.iter().enumerate() {
         if !layer.media_type.contains(".tar") || layer.media_type.contains("encrypted") {
             return Err(Error::LayerType(layer.media_type.clone()));
         }
-        let file = verified(dir, layer)?;
-        let len_max = archive::len_max(spool.len_max());
-        archive::read(file, tree, spool, archive::Kind::Layer, len_max).map_err(|source| {
-            Error::Layer {
-                number: at + 1,
-                digest: layer.digest.clone(),
-                source,
-            }
-        })?;
+        let file = verified(layout, layer)?;
+        add_layer(file, at, &layer.digest, tree, spool, len_max)?;
     }
     Ok(Image {
         digest: chosen.digest,
@@ -197,15 +226,48 @@ pub fn read(dir: &Path, tree: &mut Tree, spool: &mut FileSpool) -> Result<Image,
     })
 }
 
-/// The one image for this kind of machine, through indices in indices.
-fn choose(dir: &Path, index: &Index) -> Result<Descriptor, Error> {
-    let mut chosen = pick(index)?;
+impl Configuration {
+    /// Whether it is for this kind of machine.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.os != OS || self.architecture != ARCHITECTURE {
+            return Err(Error::Platform);
+        }
+        Ok(())
+    }
+}
+
+/// Puts a layer, the next after `at` others, into the tree.
+///
+/// # Errors
+/// It cannot be read.
+pub fn add_layer(
+    file: File,
+    at: usize,
+    digest: &str,
+    tree: &mut Tree,
+    spool: &mut dyn Spool,
+    len_max: u64,
+) -> Result<(), Error> {
+    archive::read(file, tree, spool, archive::Kind::Layer, len_max).map_err(|source| Error::Layer {
+        number: at + 1,
+        digest: digest.to_owned(),
+        source,
+    })
+}
+
+/// The one image of that name and for this kind of machine, through indices in indices.
+fn choose(layout: &Layout<'_>, index: &Index, name: Option<&str>) -> Result<Descriptor, Error> {
+    let level = choose::level_of_host();
+    let mut chosen = choose::pick(&index.manifests, name, level)?.clone();
     for _ in 0..INDEX_DEPTH_MAX {
         if !is_index(&chosen.media_type) {
             return Ok(chosen);
         }
-        let inner: Index = load(dir, &chosen, "index")?;
-        chosen = pick(&inner)?;
+        let inner: Index = load(layout, &chosen, "index")?;
+        chosen = choose::pick(&inner.manifests, None, level)?.clone();
     }
     Err(Error::Count(0))
 }
@@ -213,22 +275,6 @@ fn choose(dir: &Path, index: &Index) -> Result<Descriptor, Error> {
 fn is_index(media_type: &str) -> bool {
     media_type == "application/vnd.oci.image.index.v1+json"
         || media_type == "application/vnd.docker.distribution.manifest.list.v2+json"
-}
-
-/// The one entry that fits: those for other machines do not count.
-pub fn pick(index: &Index) -> Result<Descriptor, Error> {
-    let fits = |entry: &&Descriptor| {
-        entry
-            .platform
-            .as_ref()
-            .is_none_or(|platform| platform.os == OS && platform.architecture == ARCHITECTURE)
-    };
-    let mut fitting = index.manifests.iter().filter(fits);
-    match (fitting.next(), fitting.count()) {
-        (Some(one), 0) => Ok(one.clone()),
-        (None, _) if !index.manifests.is_empty() => Err(Error::Platform),
-        (one, more) => Err(Error::Count(usize::from(one.is_some()) + more)),
-    }
 }
 
 /// Parses one of the JSON files.
@@ -241,85 +287,114 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8], what: &'static str) -> Result<T,
 
 /// Reads a JSON file that has the right hash.
 fn load<T: DeserializeOwned>(
-    dir: &Path,
+    layout: &Layout<'_>,
     descriptor: &Descriptor,
     what: &'static str,
 ) -> Result<T, Error> {
     if descriptor.size > JSON_LEN_MAX {
         return Err(Error::TooLong { what });
     }
-    let path = path_of(dir, &descriptor.digest)?;
-    let bytes = limited(open(&path)?, &path, what)?;
+    let bytes = whole(layout, &name_of(&descriptor.digest)?, what)?;
     let right = bytes.len() as u64 == descriptor.size
         && is_hash(&descriptor.digest, &Sha256::digest(&bytes));
     if !right {
-        return Err(wrong(descriptor));
+        return Err(wrong(&descriptor.digest));
     }
     parse(&bytes, what)
 }
 
 /// Opens a file that has the right hash: all of it is read before any of it is used.
-fn verified(dir: &Path, descriptor: &Descriptor) -> Result<File, Error> {
-    let path = path_of(dir, &descriptor.digest)?;
-    let read_error = |source| Error::Read {
-        path: path.clone(),
-        source,
-    };
-    let mut file = open(&path)?;
-    let mut hash = Sha256::new();
-    let mut left = descriptor.size;
-    let mut chunk = vec![0; CHUNK_LEN];
-    loop {
-        let count = file.read(&mut chunk).map_err(read_error)?;
-        if count == 0 {
-            break;
-        }
-        hash.update(&chunk[..count]);
-        left = left
-            .checked_sub(count as u64)
-            .ok_or_else(|| wrong(descriptor))?;
+fn verified(layout: &Layout<'_>, descriptor: &Descriptor) -> Result<File, Error> {
+    let name = name_of(&descriptor.digest)?;
+    let mut file = open(layout, &name)?;
+    // A byte more than there should be is enough to see that there is one.
+    let limit = descriptor.size.saturating_add(1);
+    let (len, hash) = hash(&mut file, limit).map_err(read_error(&name))?;
+    if len != descriptor.size || !is_hash(&descriptor.digest, &hash) {
+        return Err(wrong(&descriptor.digest));
     }
-    if left != 0 || !is_hash(&descriptor.digest, &hash.finalize()) {
-        return Err(wrong(descriptor));
-    }
-    file.rewind().map_err(read_error)?;
+    file.rewind().map_err(read_error(&name))?;
     Ok(file)
 }
 
-fn wrong(descriptor: &Descriptor) -> Error {
-    Error::Contents {
-        digest: descriptor.digest.clone(),
+/// Length and hash of what `source` gives, of at most `len_max` bytes.
+///
+/// # Errors
+/// It cannot be read.
+pub fn hash(source: &mut dyn Read, len_max: u64) -> io::Result<(u64, [u8; 32])> {
+    let mut hash = Sha256::new();
+    let mut source = source.take(len_max);
+    let mut len = 0;
+    let mut chunk = vec![0; CHUNK_LEN];
+    loop {
+        let count = source.read(&mut chunk)?;
+        if count == 0 {
+            return Ok((len, hash.finalize().into()));
+        }
+        hash.update(&chunk[..count]);
+        len += count as u64;
     }
 }
 
-fn is_hash(digest: &str, bytes: &[u8]) -> bool {
+/// Contents that are not what a hash says.
+#[must_use]
+pub fn wrong(digest: &str) -> Error {
+    Error::Contents {
+        digest: digest.to_owned(),
+    }
+}
+
+/// Whether a hash as images write it is this one.
+#[must_use]
+pub fn is_hash(digest: &str, bytes: &[u8]) -> bool {
     digest.strip_prefix("sha256:") == Some(&hex(bytes))
 }
 
 /// Where contents lie: the hash is held against its form before it becomes a name.
-pub fn path_of(dir: &Path, digest: &str) -> Result<PathBuf, Error> {
-    let digits = digest.strip_prefix("sha256:").filter(|digits| {
-        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        digits.len() == 64 && digits.bytes().all(is_digit)
-    });
-    match digits {
-        Some(digits) => Ok(dir.join("blobs/sha256").join(digits)),
+///
+/// # Errors
+/// It is no hash.
+pub fn name_of(digest: &str) -> Result<String, Error> {
+    let digits = digest.strip_prefix("sha256:");
+    match digits.filter(|digits| is_digits(digits)) {
+        Some(digits) => Ok(format!("blobs/sha256/{digits}")),
         None => Err(Error::Digest(digest.chars().take(100).collect())),
     }
 }
 
-fn open(path: &Path) -> Result<File, Error> {
-    Ok(files::open(path)?)
+/// Whether a text is a SHA-256 as images write it.
+#[must_use]
+pub fn is_digits(text: &str) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.len() == 64 && text.bytes().all(is_digit)
 }
 
-fn limited(file: File, path: &Path, what: &'static str) -> Result<Vec<u8>, Error> {
+/// Opens a file of an image.
+///
+/// # Errors
+/// It is not there, or no file.
+pub fn open(layout: &Layout<'_>, name: &str) -> Result<File, Error> {
+    layout.open(name).map_err(read_error(name))
+}
+
+/// What could not be read.
+pub fn read_error(name: &str) -> impl Fn(io::Error) -> Error {
+    let name: String = name.chars().take(200).collect();
+    move |source| Error::Read {
+        name: name.clone(),
+        source,
+    }
+}
+
+/// All of one of the JSON files.
+///
+/// # Errors
+/// It is longer than any is, or cannot be read.
+pub fn whole(layout: &Layout<'_>, name: &str, what: &'static str) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    file.take(JSON_LEN_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+    let file = open(layout, name)?;
+    let read = file.take(JSON_LEN_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(read_error(name))?;
     if bytes.len() as u64 > JSON_LEN_MAX {
         return Err(Error::TooLong { what });
     }

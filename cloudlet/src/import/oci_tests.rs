@@ -5,15 +5,16 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::import::spool::FileSpool;
 use crate::import::tree::{Kind, Tree};
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-struct Layout {
+struct Case {
     dir: tempfile::TempDir,
 }
 
-impl Layout {
+impl Case {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("blobs/sha256")).unwrap();
@@ -56,11 +57,15 @@ impl Layout {
         fs::write(self.dir.path().join("index.json"), index.to_string()).unwrap();
     }
 
+    fn layout(&self) -> super::Layout<'_> {
+        super::Layout::Directory(self.dir.path())
+    }
+
     fn read(&self) -> Result<(Image, Tree), Error> {
         let contents = tempfile::tempdir().unwrap();
         let mut spool = FileSpool::new(contents.path(), 1 << 20);
         let mut tree = Tree::new();
-        read(self.dir.path(), &mut tree, &mut spool).map(|image| (image, tree))
+        read(&self.layout(), None, &mut tree, &mut spool, 1 << 20).map(|image| (image, tree))
     }
 }
 
@@ -81,14 +86,14 @@ fn layer(name: &str, contents: &str) -> Vec<u8> {
 #[test]
 fn layers_come_in_order_and_the_configuration_is_kept() {
     for nested in [false, true] {
-        let layout = Layout::new();
+        let layout = Case::new();
         let layers = [
             layout.blob(TAR, &layer("a", "1")),
             layout.blob(TAR, &layer("a", "second")),
             layout.blob(TAR, &layer("b", "")),
         ];
         layout.image(&layers, nested);
-        assert!(is_layout(layout.dir.path()));
+        assert!(is_image(&layout.layout()));
         let (image, tree) = layout.read().unwrap();
         assert_eq!(image.config.env.unwrap(), ["A=b"]);
         assert_eq!(image.config.cmd.unwrap(), ["run"]);
@@ -101,7 +106,7 @@ fn layers_come_in_order_and_the_configuration_is_kept() {
 
 #[test]
 fn contents_that_are_not_what_their_hash_says_are_refused() {
-    let layout = Layout::new();
+    let layout = Case::new();
     let good = layer("a", "1");
     let described = layout.blob(TAR, &good);
     layout.image(std::slice::from_ref(&described), false);
@@ -133,9 +138,9 @@ fn contents_that_are_not_what_their_hash_says_are_refused() {
 
 #[test]
 fn a_hash_is_no_path() {
-    let dir = Path::new("/dir");
     let digits = "0".repeat(64);
-    path_of(dir, &format!("sha256:{digits}")).unwrap();
+    let name = name_of(&format!("sha256:{digits}")).unwrap();
+    assert_eq!(name, format!("blobs/sha256/{digits}"));
     for bad in [
         "sha256:../../../../etc/passwd".to_owned(),
         format!("sha256:{}", &digits[1..]),
@@ -145,13 +150,13 @@ fn a_hash_is_no_path() {
         digits,
         String::new(),
     ] {
-        assert!(matches!(path_of(dir, &bad), Err(Error::Digest(_))), "{bad}");
+        assert!(matches!(name_of(&bad), Err(Error::Digest(_))), "{bad}");
     }
 }
 
 #[test]
 fn other_machines_several_images_and_odd_layers_are_refused() {
-    let layout = Layout::new();
+    let layout = Case::new();
     let layers = [layout.blob("application/vnd.oci.image.layer.v1.tar+encrypted", b"")];
     layout.image(&layers, false);
     assert!(matches!(layout.read(), Err(Error::LayerType(_))));
@@ -172,7 +177,9 @@ fn other_machines_several_images_and_odd_layers_are_refused() {
     };
     layout.index(&json!({ "manifests": [entry("arm64")] }));
     assert!(matches!(layout.read(), Err(Error::Platform)));
-    layout.index(&json!({ "manifests": [entry("amd64"), entry("amd64")] }));
+    let mut other = entry("amd64");
+    other["digest"] = json!("sha256:1");
+    layout.index(&json!({ "manifests": [entry("amd64"), other] }));
     assert!(matches!(layout.read(), Err(Error::Count(2))));
     layout.index(&json!({ "manifests": [] }));
     assert!(matches!(layout.read(), Err(Error::Count(0))));
@@ -182,7 +189,7 @@ fn other_machines_several_images_and_odd_layers_are_refused() {
 
 #[test]
 fn json_has_an_end() {
-    let layout = Layout::new();
+    let layout = Case::new();
     let long = vec![b' '; usize::try_from(JSON_LEN_MAX).unwrap() + 1];
     fs::write(layout.dir.path().join("index.json"), long).unwrap();
     assert!(matches!(layout.read(), Err(Error::TooLong { .. })));
@@ -194,7 +201,7 @@ fn json_has_an_end() {
 #[test]
 fn an_index_of_itself_comes_to_an_end() {
     // Hashes forbid a real circle; a deep chain is the nearest thing.
-    let layout = Layout::new();
+    let layout = Case::new();
     let kind = "application/vnd.oci.image.index.v1+json";
     let mut entry = layout.blob(kind, b"{\"manifests\":[]}");
     for _ in 0..INDEX_DEPTH_MAX + 1 {

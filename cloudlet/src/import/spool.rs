@@ -62,7 +62,6 @@ pub struct FileSpool {
     dir: PathBuf,
     next: u64,
     free: u64,
-    len_max: u64,
 }
 
 impl FileSpool {
@@ -73,20 +72,13 @@ impl FileSpool {
             dir: dir.to_owned(),
             next: 0,
             free: len_max,
-            len_max,
         }
     }
 
-    /// How many bytes it takes in all.
+    /// The directory.
     #[must_use]
-    pub fn len_max(&self) -> u64 {
-        self.len_max
-    }
-
-    /// How many bytes of blocks its contents take now.
-    #[must_use]
-    pub fn used(&self) -> u64 {
-        self.len_max - self.free
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Where contents are.

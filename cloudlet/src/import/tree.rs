@@ -2,7 +2,7 @@
 //! and symbolic links on the way are followed inside of the tree, as a kernel would that has the tree
 //! as its root.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 use super::spool::{Blob, Spool};
@@ -29,7 +29,7 @@ pub enum Error {
     #[error("{0:?} is no path that a root file system can have")]
     Path(String),
     /// A path leads through something that is no directory.
-    #[error("{0:?} leads through what is no directory, or round in circles")]
+    #[error("{0:?} leads through what is no directory, round in circles, or too deep")]
     NotThere(String),
     /// A hard link to nothing, or to a directory.
     #[error("{0:?} is a hard link to nothing")]
@@ -67,11 +67,20 @@ pub type Xattr = (Vec<u8>, Vec<u8>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(usize);
 
+/// A name in a directory.
+#[derive(Debug, Clone, Copy)]
+pub struct Name {
+    node: NodeId,
+    /// The last layer that had this name, or anything below it. Layers are of names and not of files:
+    /// another name of a lower file is its own layer's.
+    layer: u32,
+}
+
 /// What a name leads to.
 #[derive(Debug)]
 pub enum Kind {
     /// A directory with its names.
-    Directory(BTreeMap<Vec<u8>, NodeId>),
+    Directory(BTreeMap<Vec<u8>, Name>),
     /// A file.
     File(Blob),
     /// A symbolic link.
@@ -95,8 +104,6 @@ pub struct Node {
     pub names: u32,
     /// Extended attributes, names and values.
     pub xattrs: Vec<Xattr>,
-    /// The last layer that had it, or anything below it.
-    layer: u32,
 }
 
 /// A tree. Nodes without names stay until the end: there are no more of them than names were given.
@@ -108,18 +115,15 @@ pub struct Tree {
     layer: u32,
     /// Bytes of extended attributes given so far.
     xattrs_len: usize,
+    /// What this layer hides: hard links of the same layer still find it.
+    hidden: HashMap<(NodeId, Vec<u8>), NodeId>,
 }
 
 /// The directory that everything is in.
 pub const ROOT: NodeId = NodeId(0);
 
-/// Why a path leads to nothing.
-enum Astray {
-    /// A name is not there.
-    Nowhere,
-    /// Something on the way is no directory, or there is no end of links.
-    NoWay,
-}
+/// A path leads to nothing, or has no end.
+struct Astray;
 
 const DIRECTORY: Attributes = Attributes {
     mode: 0o755,
@@ -144,19 +148,26 @@ impl Tree {
             kind: Kind::Directory(BTreeMap::new()),
             names: 1,
             xattrs: Vec::new(),
-            layer: 0,
         };
         Self {
             nodes: vec![root],
             names: 0,
             layer: 0,
             xattrs_len: 0,
+            hidden: HashMap::new(),
         }
     }
 
     /// What comes from now on lies over what has come so far.
     pub fn begin_layer(&mut self) {
         self.layer += 1;
+    }
+
+    /// Lets go of what the layer has hidden and nothing leads to.
+    pub fn end_layer(&mut self, spool: &mut dyn Spool) {
+        for (_, id) in std::mem::take(&mut self.hidden) {
+            self.release(id, spool);
+        }
     }
 
     /// A node.
@@ -174,14 +185,14 @@ impl Tree {
         children
             .into_iter()
             .flatten()
-            .map(|(name, id)| (name.as_slice(), *id))
+            .map(|(name, there)| (name.as_slice(), there.node))
     }
 
     /// What `path` leads to, symbolic links followed.
     #[must_use]
     pub fn find(&self, path: &[u8]) -> Option<NodeId> {
         let names = split(path).ok()?;
-        self.walk(&names, true).ok()?.last().copied()
+        self.walk(&names, true, false).ok()?.last().copied()
     }
 
     /// Makes a directory, or gives one that is there new attributes.
@@ -203,9 +214,8 @@ impl Tree {
         if let Some(there) = self.child(parent, name)
             && matches!(self.nodes[there.0].kind, Kind::Directory(_))
         {
-            let node = &mut self.nodes[there.0];
-            node.attributes = attributes;
-            node.layer = self.layer;
+            self.nodes[there.0].attributes = attributes;
+            self.mark(parent, name);
             return Ok(());
         }
         self.remove_child(parent, name, spool);
@@ -241,7 +251,7 @@ impl Tree {
     /// There is no such file, or the path cannot be.
     pub fn link(&mut self, path: &[u8], target: &[u8], spool: &mut dyn Spool) -> Result<(), Error> {
         let names = split(target)?;
-        let found = self.walk(&names, false).ok();
+        let found = self.walk(&names, false, true).ok();
         let id = found
             .and_then(|way| way.last().copied())
             .filter(|id| !matches!(self.nodes[id.0].kind, Kind::Directory(_)))
@@ -250,14 +260,14 @@ impl Tree {
         let (name, parents) = names.split_last().ok_or_else(|| bad(path))?;
         let parent = self.directory(parents, path)?;
         if self.child(parent, name) == Some(id) {
+            self.mark(parent, name);
             return Ok(());
         }
         self.count_name()?;
+        // Before the name is taken from another, which may be all that holds it.
+        self.nodes[id.0].names += 1;
         self.remove_child(parent, name, spool);
-        let node = &mut self.nodes[id.0];
-        node.names += 1;
-        node.layer = self.layer;
-        self.children(parent).insert(name.to_vec(), id);
+        self.insert(parent, name, id);
         Ok(())
     }
 
@@ -267,7 +277,7 @@ impl Tree {
     /// It leads to nothing, or there is no end of attributes.
     pub fn set_xattrs(&mut self, path: &[u8], xattrs: Vec<Xattr>) -> Result<(), Error> {
         let names = split(path)?;
-        let found = self.walk(&names, false).ok();
+        let found = self.walk(&names, false, false).ok();
         let id = found.and_then(|way| way.last().copied());
         let id = id.ok_or_else(|| not_there(path))?;
         let len: usize = xattrs
@@ -286,15 +296,11 @@ impl Tree {
     ///
     /// # Errors
     /// The path cannot be.
-    pub fn hide(&mut self, path: &[u8], spool: &mut dyn Spool) -> Result<(), Error> {
+    pub fn hide(&mut self, path: &[u8]) -> Result<(), Error> {
         let names = split(path)?;
         let (name, parents) = names.split_last().ok_or_else(|| bad(path))?;
-        if let Some(parent) = self
-            .walk(parents, true)
-            .ok()
-            .and_then(|way| way.last().copied())
-        {
-            self.hide_child(parent, name, spool);
+        if let Some(parent) = self.lower(parents) {
+            self.hide_child(parent, name);
         }
         Ok(())
     }
@@ -303,63 +309,84 @@ impl Tree {
     ///
     /// # Errors
     /// The path cannot be.
-    pub fn hide_inside(&mut self, path: &[u8], spool: &mut dyn Spool) -> Result<(), Error> {
+    pub fn hide_inside(&mut self, path: &[u8]) -> Result<(), Error> {
         let names = split(path)?;
-        if let Some(id) = self
-            .walk(&names, true)
-            .ok()
-            .and_then(|way| way.last().copied())
-        {
-            self.hide_children(id, spool);
+        if let Some(id) = self.lower(&names) {
+            self.hide_children(id);
         }
         Ok(())
     }
 
-    /// Depth is limited by [`split`], so that this may recurse.
-    fn hide_children(&mut self, id: NodeId, spool: &mut dyn Spool) {
+    /// What is there where `names` lead to.
+    fn lower(&self, names: &[&[u8]]) -> Option<NodeId> {
+        self.walk(names, true, false).ok()?.last().copied()
+    }
+
+    /// Depth is limited by [`Tree::directory`], so that this may recurse.
+    fn hide_children(&mut self, id: NodeId) {
         let inside: Vec<Vec<u8>> = self.names(id).map(|(name, _)| name.to_vec()).collect();
         for name in inside {
-            self.hide_child(id, &name, spool);
+            self.hide_child(id, &name);
         }
     }
 
-    fn hide_child(&mut self, parent: NodeId, name: &[u8], spool: &mut dyn Spool) {
-        match self.child(parent, name) {
-            Some(id) if self.nodes[id.0].layer == self.layer => self.hide_children(id, spool),
-            Some(_) => self.remove_child(parent, name, spool),
+    fn hide_child(&mut self, parent: NodeId, name: &[u8]) {
+        let Kind::Directory(children) = &mut self.nodes[parent.0].kind else {
+            return;
+        };
+        match children.get(name).copied() {
+            Some(there) if there.layer == self.layer => self.hide_children(there.node),
+            Some(there) => {
+                children.remove(name);
+                self.hidden.insert((parent, name.to_vec()), there.node);
+            }
             None => {}
         }
     }
 
-    /// The directory that `names` lead to; what is missing is made.
+    /// The directory that `names` lead to; what is missing is made, at the end of symbolic links too,
+    /// as engines do inside of their root.
     fn directory(&mut self, names: &[&[u8]], path: &[u8]) -> Result<NodeId, Error> {
-        match self.walk(names, true) {
-            Ok(way) => {
-                for id in &way {
-                    self.nodes[id.0].layer = self.layer;
-                }
-                let id = way.last().copied().unwrap_or(ROOT);
-                match self.nodes[id.0].kind {
-                    Kind::Directory(_) => Ok(id),
-                    _ => Err(not_there(path)),
-                }
+        let mut rest: Vec<Vec<u8>> = names.iter().rev().map(|name| name.to_vec()).collect();
+        let mut way = vec![ROOT];
+        let mut links = 0;
+        while let Some(name) = rest.pop() {
+            let here = way[way.len() - 1];
+            if name == b".." {
+                way.truncate((way.len() - 1).max(1));
+                continue;
             }
-            Err(Astray::Nowhere) => {
-                let (name, parents) = names.split_last().ok_or_else(|| bad(path))?;
-                let parent = self.directory(parents, path)?;
-                // A name that is there and led nowhere is a symbolic link to nothing.
-                if self.child(parent, name).is_some() {
-                    return Err(not_there(path));
-                }
-                self.add(parent, name, DIRECTORY, Kind::Directory(BTreeMap::new()))?;
-                self.child(parent, name).ok_or_else(|| not_there(path))
+            if name.len() > NAME_LEN_MAX || name.contains(&0) {
+                return Err(not_there(path));
             }
-            Err(Astray::NoWay) => Err(not_there(path)),
+            if self.child(here, &name).is_none() {
+                self.add(here, &name, DIRECTORY, Kind::Directory(BTreeMap::new()))?;
+            }
+            let id = self.child(here, &name).ok_or_else(|| not_there(path))?;
+            match &self.nodes[id.0].kind {
+                Kind::Symlink(target) => {
+                    links += 1;
+                    if links > LINKS_MAX {
+                        return Err(not_there(path));
+                    }
+                    if target.first() == Some(&b'/') {
+                        way.truncate(1);
+                    }
+                    rest.extend(parts_of(target).map(<[u8]>::to_vec));
+                }
+                Kind::Directory(_) if way.len() < DEPTH_MAX => {
+                    self.mark(here, &name);
+                    way.push(id);
+                }
+                _ => return Err(not_there(path)),
+            }
         }
+        Ok(way[way.len() - 1])
     }
 
-    /// The nodes from the root to what `names` lead to; the last name's link is followed if `follow`.
-    fn walk(&self, names: &[&[u8]], follow: bool) -> Result<Vec<NodeId>, Astray> {
+    /// The nodes from the root to what `names` lead to. The last name's link is followed if `follow`;
+    /// what this layer has hidden is seen if `hidden`.
+    fn walk(&self, names: &[&[u8]], follow: bool, hidden: bool) -> Result<Vec<NodeId>, Astray> {
         let mut rest: Vec<&[u8]> = names.iter().rev().copied().collect();
         let mut way = vec![ROOT];
         let mut links = 0;
@@ -369,21 +396,21 @@ impl Tree {
                 continue;
             }
             let here = way[way.len() - 1];
-            let Kind::Directory(children) = &self.nodes[here.0].kind else {
-                return Err(Astray::NoWay);
+            let id = match self.child(here, name) {
+                None if hidden => self.hidden.get(&(here, name.to_vec())).copied(),
+                found => found,
             };
-            let &id = children.get(name).ok_or(Astray::Nowhere)?;
+            let id = id.ok_or(Astray)?;
             match &self.nodes[id.0].kind {
                 Kind::Symlink(target) if follow || !rest.is_empty() => {
                     links += 1;
                     if links > LINKS_MAX {
-                        return Err(Astray::NoWay);
+                        return Err(Astray);
                     }
                     if target.first() == Some(&b'/') {
                         way.truncate(1);
                     }
-                    let parts = target.split(|&byte| byte == b'/').rev();
-                    rest.extend(parts.filter(|part| !part.is_empty() && *part != b"."));
+                    rest.extend(parts_of(target));
                 }
                 _ => way.push(id),
             }
@@ -393,12 +420,26 @@ impl Tree {
 
     fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
         match &self.nodes[parent.0].kind {
-            Kind::Directory(children) => children.get(name).copied(),
+            Kind::Directory(children) => children.get(name).map(|there| there.node),
             _ => None,
         }
     }
 
-    fn children(&mut self, parent: NodeId) -> &mut BTreeMap<Vec<u8>, NodeId> {
+    /// This layer has a name that is there.
+    fn mark(&mut self, parent: NodeId, name: &[u8]) {
+        let layer = self.layer;
+        if let Some(there) = self.children(parent).get_mut(name) {
+            there.layer = layer;
+        }
+    }
+
+    fn insert(&mut self, parent: NodeId, name: &[u8], node: NodeId) {
+        let layer = self.layer;
+        let name = name.to_vec();
+        self.children(parent).insert(name, Name { node, layer });
+    }
+
+    fn children(&mut self, parent: NodeId) -> &mut BTreeMap<Vec<u8>, Name> {
         match &mut self.nodes[parent.0].kind {
             Kind::Directory(children) => children,
             _ => unreachable!("callers have looked"),
@@ -419,9 +460,8 @@ impl Tree {
             kind,
             names: 1,
             xattrs: Vec::new(),
-            layer: self.layer,
         });
-        self.children(parent).insert(name.to_vec(), id);
+        self.insert(parent, name, id);
         Ok(())
     }
 
@@ -433,15 +473,15 @@ impl Tree {
         Ok(())
     }
 
-    fn take_child(&mut self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
-        self.children(parent).remove(name)
-    }
-
     /// Takes a name away, and what has no other name with it.
     fn remove_child(&mut self, parent: NodeId, name: &[u8], spool: &mut dyn Spool) {
-        let Some(id) = self.take_child(parent, name) else {
-            return;
-        };
+        if let Some(there) = self.children(parent).remove(name) {
+            self.release(there.node, spool);
+        }
+    }
+
+    /// One name fewer leads to a node.
+    fn release(&mut self, id: NodeId, spool: &mut dyn Spool) {
         let mut gone = vec![id];
         while let Some(id) = gone.pop() {
             let node = &mut self.nodes[id.0];
@@ -450,12 +490,20 @@ impl Tree {
                 continue;
             }
             match std::mem::replace(&mut node.kind, Kind::Fifo) {
-                Kind::Directory(children) => gone.extend(children.into_values()),
+                Kind::Directory(children) => {
+                    gone.extend(children.into_values().map(|there| there.node));
+                }
                 Kind::File(blob) => spool.forget(blob),
                 _ => {}
             }
         }
     }
+}
+
+/// The names of a symbolic link's target, the last one first.
+fn parts_of(target: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let parts = target.split(|&byte| byte == b'/').rev();
+    parts.filter(|part| !part.is_empty() && *part != b".")
 }
 
 /// A path's names. Leading, doubled and trailing slashes and `.` count for nothing; `..` is refused,

@@ -18,6 +18,7 @@ mod debian;
 mod disks;
 mod host_faults;
 mod images;
+mod import;
 mod isolation;
 mod kernels;
 mod lifecycle;
@@ -205,6 +206,7 @@ pub fn all() -> Vec<Case> {
         lifecycle::CASES,
         console::CASES,
         images::CASES,
+        import::CASES,
         host_faults::CASES,
         isolation::CASES,
         disks::CASES,
