@@ -14,6 +14,7 @@ use cloudlet_vmm::devices::rate::Limits;
 use cloudlet_vmm::devices::virtio::net::MacAddr;
 use serde::{Deserialize, Serialize};
 
+use crate::plain;
 use crate::registry::{self, VmDir};
 
 /// The subcommand that makes this program a VMM process.
@@ -278,16 +279,13 @@ fn read_words(path: &Path) -> String {
 }
 
 /// What a VMM process left in a file. It may have been taken over before it wrote that, and the
-/// words go to a terminal: so many bytes and no control characters.
+/// words go to a terminal: so many bytes, and none that steer it.
 fn words_of(file: &File) -> String {
     let mut bytes = Vec::new();
     // What cannot be read was not said.
     let _ = file.take(WORDS_LEN_MAX).read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes);
-    let text = text.trim();
-    text.chars()
-        .map(|c| if c.is_control() && c != '\n' { '?' } else { c })
-        .collect()
+    plain::lines(text.trim()).into_owned()
 }
 
 /// Starts the VMM process for `spec` and waits until its VM runs.

@@ -12,6 +12,7 @@
 //! | [`agent`] | talking to the agent of a Linux guest |
 //! | [`guest`], [`picture`] | talking to the embedded guest |
 //! | [`serve`] | a directory of overlays over HTTP |
+//! | [`plain`] | words of others for a terminal |
 #![forbid(unsafe_code)]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -27,6 +28,7 @@ pub mod launch;
 pub mod pages;
 pub mod paths;
 pub mod picture;
+pub mod plain;
 pub mod process;
 pub mod registry;
 pub mod serve;

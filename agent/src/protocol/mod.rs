@@ -35,7 +35,7 @@ use crate::tree;
 /// The vsock port of the agent.
 pub const PORT: u32 = 25_452;
 /// The protocol's version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most bytes of one stream of a command that are under way.
 pub const WINDOW: usize = 256 << 10;
 /// A receiver says that it has passed bytes on when it is so many.
@@ -118,6 +118,7 @@ pub(crate) mod kind {
     pub(crate) const TREE_LINK: u8 = 0x23;
     pub(crate) const TREE_DATA: u8 = 0x24;
     pub(crate) const TREE_UP: u8 = 0x25;
+    pub(crate) const TREE_HOLE: u8 = 0x26;
     pub(crate) const STDOUT: u8 = 0x80;
     pub(crate) const STDERR: u8 = 0x81;
     pub(crate) const TAKEN_STDIN: u8 = 0x82;
@@ -130,7 +131,7 @@ pub(crate) mod kind {
     pub(crate) fn is_known(kind: u8) -> bool {
         matches!(
             kind,
-            HELLO..=CONSOLE | STDIN..=RESIZE | TREE_EXTENT..=TREE_UP | STDOUT..=TRIMMED | DONE | ERROR
+            HELLO..=CONSOLE | STDIN..=RESIZE | TREE_EXTENT..=TREE_HOLE | STDOUT..=TRIMMED | DONE | ERROR
         )
     }
 }

@@ -1,8 +1,8 @@
 //! Files and directories as a sequence of entries, and back.
 //!
 //! ```text
-//! size?  directory  (file data* data(empty) | link | directory ... up)*  up
-//! size?  file data* data(empty)
+//! size?  directory  (file (data | hole)* data(empty) | link | directory ... up)*  up
+//! size?  file (data | hole)* data(empty)
 //! ```
 //!
 //! The outermost entry has no name: whoever receives it says what it is to be called. All others have
@@ -86,7 +86,7 @@ pub struct Meta {
 /// How much there is to send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extent {
-    /// Bytes of all files.
+    /// Bytes of all files, holes included.
     pub bytes: u64,
     /// Files, directories and links.
     pub entries: u64,
@@ -124,6 +124,8 @@ pub enum Entry<'a> {
     },
     /// Data of the file; none: its end.
     Data(&'a [u8]),
+    /// So many zeros of the file, which take no room; at least one.
+    Hole(u64),
     /// The end of the directory.
     Up,
 }
@@ -150,6 +152,7 @@ impl<'a> Entry<'a> {
                 named(out, kind::TREE_LINK, meta, name).bytes(target).end()
             }
             Self::Data(bytes) => new(out, kind::TREE_DATA).raw(bytes).end(),
+            Self::Hole(length) => new(out, kind::TREE_HOLE).u64(*length).end(),
             Self::Up => new(out, kind::TREE_UP).end(),
         }
     }
@@ -179,6 +182,10 @@ impl<'a> Entry<'a> {
                 Self::Link { name, meta, target }
             }
             kind::TREE_DATA => return Ok(Self::Data(frame.payload)),
+            kind::TREE_HOLE => match fields.u64()? {
+                0 => return Err(fields.malformed()),
+                length => Self::Hole(length),
+            },
             kind::TREE_UP => Self::Up,
             other => return Err(ProtocolError::Kind(other)),
         };

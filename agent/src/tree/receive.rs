@@ -6,7 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ const NAME_TRIES: u32 = 1000;
 /// What was received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes of files.
+    /// Bytes of files, holes included.
     pub bytes: u64,
     /// Files, directories and links.
     pub entries: u64,
@@ -76,6 +76,8 @@ struct Partial {
     name: OsString,
     meta: Meta,
     file: File,
+    /// Whether it ends with a hole, so far.
+    ends_hollow: bool,
     shown: PathBuf,
     renamed: bool,
 }
@@ -150,6 +152,7 @@ impl Receiver {
             _ if self.complete => Err(Invalid::Order.into()),
             Entry::Extent(_) if self.place.is_some() => Ok(()),
             Entry::Data(bytes) => self.data(bytes),
+            Entry::Hole(length) => self.hole(length),
             Entry::Up if self.file.is_none() => self.up(),
             Entry::File { name, meta } if self.file.is_none() => self.open_file(name, meta),
             Entry::Directory { name, meta } if self.file.is_none() => self.enter(name, meta),
@@ -252,6 +255,7 @@ impl Receiver {
             name,
             meta,
             file: file.into(),
+            ends_hollow: false,
             shown,
             renamed: false,
         });
@@ -269,12 +273,37 @@ impl Receiver {
             path: partial.shown.clone(),
             source,
         })?;
+        partial.ends_hollow = false;
         self.received.bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        Ok(())
+    }
+
+    /// Passes over zeros. The system knows how long a file can be.
+    fn hole(&mut self, length: u64) -> Result<(), Error> {
+        let partial = self.file.as_mut().ok_or(Invalid::Order)?;
+        let step = i64::try_from(length).unwrap_or(i64::MAX);
+        let moved = partial.file.seek(SeekFrom::Current(step));
+        moved.map_err(|source| Error::Io {
+            doing: "leave a hole in",
+            path: partial.shown.clone(),
+            source,
+        })?;
+        partial.ends_hollow = true;
+        self.received.bytes = self.received.bytes.saturating_add(length);
         Ok(())
     }
 
     fn finish_file(&mut self) -> Result<(), Error> {
         let mut partial = self.file.take().ok_or(Invalid::Order)?;
+        if partial.ends_hollow {
+            let end = partial.file.stream_position();
+            let end = end.and_then(|end| partial.file.set_len(end));
+            end.map_err(|source| Error::Io {
+                doing: "set the length of",
+                path: partial.shown.clone(),
+                source,
+            })?;
+        }
         self.set_attributes(partial.file.as_fd(), partial.meta)
             .map_err(failed("set the attributes of", &partial.shown))?;
         let directory = &partial.directory;

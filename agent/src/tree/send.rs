@@ -3,12 +3,14 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+
+use crate::sparse;
 
 use super::{DEPTH_MAX, Entry, Error, Extent, Invalid, MODE_MASK, Meta};
 
@@ -46,7 +48,7 @@ pub fn send<E: From<Error>>(
                 skipped: 0,
             };
             (walk.sink)(Entry::Extent(extent))?;
-            walk.file(b"", meta, root)?;
+            walk.file(b"", &stat, root)?;
             Ok(extent)
         }
         FileType::Directory => {
@@ -197,7 +199,7 @@ impl<S> Walk<'_, S> {
                 if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                     return Ok(());
                 }
-                self.file(name.to_bytes(), meta_of(&stat), file)
+                self.file(name.to_bytes(), &stat, file)
             }
             FileType::Directory => {
                 let inner = open(directory, name, OFlags::DIRECTORY).map_err(&failed)?;
@@ -216,28 +218,84 @@ impl<S> Walk<'_, S> {
         }
     }
 
-    fn file<E: From<Error>>(&mut self, name: &[u8], meta: Meta, file: OwnedFd) -> Result<(), E>
+    fn file<E: From<Error>>(&mut self, name: &[u8], stat: &Stat, file: OwnedFd) -> Result<(), E>
     where
         S: FnMut(Entry<'_>) -> Result<(), E>,
     {
+        let meta = meta_of(stat);
         (self.sink)(Entry::File { name, meta })?;
         let mut file = File::from(file);
-        loop {
-            match file.read(&mut self.buffer) {
-                Ok(0) => return (self.sink)(Entry::Data(&[])),
-                Ok(length) => (self.sink)(Entry::Data(&self.buffer[..length]))?,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => {
-                    let path = self.at.clone();
-                    let doing = "read";
-                    return Err(Error::Io {
-                        doing,
-                        path,
-                        source,
-                    }
-                    .into());
+        if has_holes(stat) {
+            self.stretches(&mut file, length_of(stat))?;
+        } else {
+            self.data(&mut file, u64::MAX)?;
+        }
+        (self.sink)(Entry::Data(&[]))
+    }
+
+    /// Sends `length` bytes, of which holes are not read.
+    fn stretches<E: From<Error>>(&mut self, file: &mut File, length: u64) -> Result<(), E>
+    where
+        S: FnMut(Entry<'_>) -> Result<(), E>,
+    {
+        let mut at = 0;
+        // A handle of its own: both move the one position, and here it is set before each read.
+        let seen = file.try_clone().map_err(|error| self.unread(error))?;
+        for stretch in sparse::data(&seen, length) {
+            let stretch = stretch.map_err(|error| self.unread(error))?;
+            if stretch.start > at {
+                (self.sink)(Entry::Hole(stretch.start - at))?;
+            }
+            let start = file.seek(SeekFrom::Start(stretch.start));
+            start.map_err(|error| self.unread(error))?;
+            let wanted = stretch.end - stretch.start;
+            if self.data(file, wanted)? < wanted {
+                // It is shorter than it said, as files are that the kernel makes up.
+                return Ok(());
+            }
+            at = stretch.end;
+        }
+        if at < length {
+            (self.sink)(Entry::Hole(length - at))?;
+        }
+        Ok(())
+    }
+
+    /// Sends up to `limit` bytes of what the file has from here on, and says how many.
+    fn data<E: From<Error>>(&mut self, file: &mut File, limit: u64) -> Result<u64, E>
+    where
+        S: FnMut(Entry<'_>) -> Result<(), E>,
+    {
+        let mut sent = 0;
+        while sent < limit {
+            let wanted = usize::try_from(limit - sent).unwrap_or(usize::MAX);
+            let wanted = wanted.min(self.buffer.len());
+            match file.read(&mut self.buffer[..wanted]) {
+                Ok(0) => break,
+                Ok(length) => {
+                    (self.sink)(Entry::Data(&self.buffer[..length]))?;
+                    sent += u64::try_from(length).unwrap_or(u64::MAX);
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.unread(error)),
             }
         }
+        Ok(sent)
     }
+
+    fn unread<E: From<Error>>(&self, source: io::Error) -> E {
+        E::from(Error::Io {
+            doing: "read",
+            path: self.at.clone(),
+            source,
+        })
+    }
+}
+
+/// Whether a file takes fewer blocks, of 512 bytes, than its length needs.
+fn has_holes(stat: &Stat) -> bool {
+    u64::try_from(stat.st_blocks)
+        .unwrap_or(0)
+        .saturating_mul(512)
+        < length_of(stat)
 }

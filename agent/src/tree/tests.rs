@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use super::*;
 
@@ -41,6 +42,8 @@ fn entries_come_in_order_or_not_at_all() {
         &[Entry::Up][..],
         &[data],
         &[end],
+        &[Entry::Hole(5)],
+        &[directory(b""), Entry::Hole(5)],
         &[link],
         &[file(b""), Entry::Up],
         &[file(b""), file(b"f")],
@@ -97,4 +100,76 @@ fn only_the_kept_bits_of_modes_are_set() {
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, kept);
     }
+}
+
+#[test]
+fn holes_arrive_as_holes_and_are_not_sent() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    let sparse = fs::File::create_new(from.join("lastlog")).unwrap();
+    sparse.write_all_at(b"first", 0).unwrap();
+    sparse.write_all_at(b"somebody", 100 << 30).unwrap();
+    sparse.set_len(200 << 30).unwrap();
+    fs::File::create_new(from.join("hole"))
+        .unwrap()
+        .set_len(7 << 30)
+        .unwrap();
+    fs::write(from.join("plain"), vec![0; 100_000]).unwrap();
+    let mut receiver = Receiver::new(&to, None, 0o777).unwrap();
+    let mut bytes = 0;
+    let extent = send(&from, &mut |entry| {
+        if let Entry::Data(data) = entry {
+            bytes += data.len();
+        }
+        receiver.take(entry)
+    })
+    .unwrap();
+    assert!(bytes < 150_000, "{bytes}");
+    assert_eq!(extent.bytes, (207 << 30) + 100_000);
+    assert_eq!(receiver.complete().unwrap().bytes, extent.bytes);
+    for (name, length) in [
+        ("lastlog", 200 << 30),
+        ("hole", 7 << 30),
+        ("plain", 100_000),
+    ] {
+        let made = fs::metadata(to.join(name)).unwrap();
+        assert_eq!(made.len(), length, "{name}");
+        assert!(made.blocks() <= 256, "{name}");
+    }
+    let made = fs::File::open(to.join("lastlog")).unwrap();
+    let mut read = [0; 8];
+    made.read_exact_at(&mut read, 100 << 30).unwrap();
+    assert_eq!(&read, b"somebody");
+    made.read_exact_at(&mut read, 0).unwrap();
+    assert_eq!(&read, b"first\0\0\0");
+}
+
+#[test]
+fn a_hole_beyond_every_file_is_an_error() {
+    let hole = Entry::Hole(u64::MAX);
+    let end = Entry::Data(b"");
+    let (result, left) = take(&[file(b""), hole, hole, end]);
+    assert!(matches!(result, Err(Error::Io { .. })));
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn a_file_that_is_shorter_than_it_says_ends_where_it_ends() {
+    // The kernel says 4096 bytes and no blocks of all of these.
+    let path = Path::new("/sys/kernel/mm/transparent_hugepage/enabled");
+    let Ok(expected) = fs::read(path) else { return };
+    let mut sent = Vec::new();
+    send(path, &mut |entry| {
+        match entry {
+            Entry::Data(data) => sent.extend_from_slice(data),
+            Entry::Hole(length) => panic!("a hole of {length}"),
+            _ => {}
+        }
+        Ok::<(), Error>(())
+    })
+    .unwrap();
+    assert_eq!(sent, expected);
 }

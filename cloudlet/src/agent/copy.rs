@@ -56,6 +56,7 @@ pub fn put(
         match entry {
             Entry::Extent(extent) => total = extent.bytes,
             Entry::Data(bytes) => done += length(bytes),
+            Entry::Hole(length) => done += length,
             _ => {}
         }
         progress(done, total);
@@ -87,6 +88,7 @@ pub fn get(
                 match entry {
                     Entry::Extent(announced) => extent = announced,
                     Entry::Data(bytes) => done += length(bytes),
+                    Entry::Hole(length) => done = done.saturating_add(length),
                     _ => {}
                 }
                 progress(done, extent.bytes);

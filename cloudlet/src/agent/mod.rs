@@ -14,6 +14,7 @@ use cloudlet_agent::protocol::{self, Hello, PORT, Reply, Request, Size};
 use cloudlet_agent::tree;
 use cloudlet_resources::client::{ClientError, shake_hands};
 
+use crate::plain;
 use crate::vsock::{self, ConnectError};
 
 pub use copy::{get, put};
@@ -65,11 +66,9 @@ impl From<protocol::Error> for Error {
     }
 }
 
-/// Words of a guest, for a terminal: no control characters.
+/// Words of a guest, for a terminal, which they are not to steer.
 fn words(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    plain::line(text).into_owned()
 }
 
 /// How long the guest may take for its next words.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use cloudlet::plain;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use signal_hook::consts::SIGPIPE;
@@ -29,14 +30,19 @@ pub(crate) fn print(bytes: &[u8]) {
     }
 }
 
-fn print_line(text: &str) {
-    print(format!("{text}\n").as_bytes());
+/// What commands say has words of others in it, which are not to steer the terminal.
+fn print_lines(text: &str) {
+    print(format!("{}\n", plain::lines(text)).as_bytes());
+}
+
+fn print_json(value: &Value) {
+    print(format!("{}\n", plain::json(&value.to_string())).as_bytes());
 }
 
 /// Tells the user something beside the results, on standard error.
 pub(crate) fn tell(text: &str) {
     // Where nobody reads it, there is nobody to tell of that.
-    let _ = stdio::stderr().write_all(format!("{text}\n").as_bytes());
+    let _ = stdio::stderr().write_all(format!("{}\n", plain::message(text)).as_bytes());
 }
 
 /// The exit code of the process after a command that would end with `code`: results that nobody got are
@@ -78,11 +84,11 @@ impl Output {
     /// One result: `value` for scripts, or `text` for people.
     pub(crate) fn result(&self, value: &Value, text: impl FnOnce() -> String) {
         if self.json {
-            print_line(&value.to_string());
+            print_json(value);
         } else {
             let text = text();
             if !text.is_empty() {
-                print_line(&text);
+                print_lines(&text);
             }
         }
     }
@@ -90,18 +96,16 @@ impl Output {
     /// A list: a line of JSON for each of `values`, or the table `rows`, whose first row is the heading.
     pub(crate) fn list(&self, values: &[Value], rows: &[Vec<String>]) {
         if self.json {
-            values
-                .iter()
-                .for_each(|value| print_line(&value.to_string()));
+            values.iter().for_each(print_json);
         } else {
-            print_line(&table(rows));
+            print_lines(&table(rows));
         }
     }
 
     /// A remark for people, which scripts do not get.
     pub(crate) fn say(&self, text: &str) {
         if !self.json {
-            print_line(text);
+            print_lines(text);
         }
     }
 
@@ -154,7 +158,7 @@ fn new_bar(step: &str, total: u64) -> ProgressBar {
     .expect("the template is well formed");
     let bar = ProgressBar::new(total)
         .with_style(style.progress_chars("=> "))
-        .with_prefix(step.to_owned());
+        .with_prefix(plain::line(step).into_owned());
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }

@@ -16,6 +16,7 @@ use cloudlet_vmm::seccomp::{self, ThreadKind};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::Failure;
+use crate::plain;
 use crate::synthesis::chain;
 
 /// The hidden command that the child runs.
@@ -78,8 +79,7 @@ fn listen(pipe: impl Read, progress: &mut dyn FnMut(u64, u64)) -> io::Result<Str
             Some((done, total)) => progress(done, total),
             None if line.is_empty() => {}
             None => {
-                let plain = line.chars().map(|c| if c.is_control() { '?' } else { c });
-                words = plain.take(WORDS_LEN_MAX).collect();
+                words = plain::line(line).chars().take(WORDS_LEN_MAX).collect();
             }
         }
     }
