@@ -231,6 +231,9 @@ pub(crate) struct Run {
     /// Do without the memory balloon
     #[arg(long)]
     pub(crate) no_balloon: bool,
+    /// Keep the VM when the process of its imported image ends; without, it ends with that exit code
+    #[arg(long, requires = "image")]
+    pub(crate) keep: bool,
     /// Run in the background and print the VM's name
     #[arg(long, short)]
     pub(crate) detach: bool,

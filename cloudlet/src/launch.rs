@@ -4,28 +4,22 @@
 //! standard input, however it comes about, ends the VM.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use cloudlet_vmm::devices::rate::Limits;
 use cloudlet_vmm::devices::virtio::net::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use crate::plain;
 use crate::registry::{self, VmDir};
+use crate::report::read_words;
+pub use crate::report::{End, Report, end_of, read_report};
 
 /// The subcommand that makes this program a VMM process.
 pub const VMM_COMMAND: &str = "vmm-process";
-
-/// What a VM that ended in order leaves in its report: no words, but something, which a killed one does
-/// not.
-pub(crate) const IN_ORDER: &str = "\n";
-
-/// Most bytes shown of what a VMM process left in its report or log.
-const WORDS_LEN_MAX: u64 = 64 << 10;
 
 /// What a VMM process is to be.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -238,54 +232,17 @@ impl Vmm {
         self.child.wait()
     }
 
+    /// How the VM ended, once it has.
+    #[must_use]
+    pub fn ended(&self) -> Report {
+        Report::of(&self.dir)
+    }
+
     /// What the VM left to say about its end, if it did not end in order.
     #[must_use]
     pub fn report(&self) -> Option<String> {
         read_report(&self.dir)
     }
-}
-
-/// The report in `dir`, in words.
-#[must_use]
-pub fn read_report(dir: &VmDir) -> Option<String> {
-    let text = read_words(&dir.report());
-    (!text.is_empty()).then_some(text)
-}
-
-/// How a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// It was stopped or powered off.
-    InOrder,
-    /// It said why.
-    Reported(String),
-    /// Its process went without a word.
-    Killed,
-}
-
-/// What an ended VM's report says, which was opened while the VM lived: its directory may be gone.
-#[must_use]
-pub fn end_of(report: &File) -> End {
-    let empty = report.metadata().is_ok_and(|file| file.len() == 0);
-    match words_of(report) {
-        _ if empty => End::Killed,
-        words if words.is_empty() => End::InOrder,
-        words => End::Reported(words),
-    }
-}
-
-fn read_words(path: &Path) -> String {
-    File::open(path).map_or_else(|_| String::new(), |file| words_of(&file))
-}
-
-/// What a VMM process left in a file. It may have been taken over before it wrote that, and the
-/// words go to a terminal: so many bytes, and none that steer it.
-fn words_of(file: &File) -> String {
-    let mut bytes = Vec::new();
-    // What cannot be read was not said.
-    let _ = file.take(WORDS_LEN_MAX).read_to_end(&mut bytes);
-    let text = String::from_utf8_lossy(&bytes);
-    plain::lines(text.trim()).into_owned()
 }
 
 /// Starts the VMM process for `spec` and waits until its VM runs.
@@ -369,36 +326,5 @@ fn last_words(dir: &VmDir, status: ExitStatus) -> String {
         (Some(line), _) => format!(": {line}"),
         (None, Some(signal)) => format!(": killed by signal {signal}"),
         (None, None) => String::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_report_cannot_steer_the_terminal() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("report");
-        std::fs::write(&path, b"\x1b[2Jtwo\nlines\xff\x07\n").unwrap();
-        assert_eq!(read_words(&path), "?[2Jtwo\nlines\u{fffd}?");
-        std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
-        assert_eq!(read_words(&path).len(), 64 << 10);
-        assert_eq!(read_words(&dir.path().join("none")), "");
-    }
-
-    #[test]
-    fn an_orderly_end_is_told_from_a_killed_process() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("report");
-        let end_after = |words: &str| {
-            std::fs::write(&path, words).unwrap();
-            end_of(&File::open(&path).unwrap())
-        };
-        assert_eq!(end_after(""), End::Killed);
-        assert_eq!(end_after(IN_ORDER), End::InOrder);
-        assert_eq!(read_words(&path), "");
-        let words = "triple fault";
-        assert_eq!(end_after(words), End::Reported(words.to_owned()));
     }
 }

@@ -31,6 +31,7 @@ pub mod picture;
 pub mod plain;
 pub mod process;
 pub mod registry;
+pub mod report;
 pub mod serve;
 pub mod sparse;
 pub mod store;

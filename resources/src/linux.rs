@@ -14,11 +14,17 @@ pub const RECIPE: &[(&str, u32, &[u8])] = &[
         include_bytes!("../linux/build-debian"),
     ),
     ("init", 0o755, include_bytes!("../linux/init")),
+    ("network", 0o755, include_bytes!("../linux/network")),
     ("initrd-init", 0o755, include_bytes!("../linux/initrd-init")),
     (RECIPE_AGENT, 0o755, crate::AGENT_ELF),
     (
         "cloudlet-agent.service",
         0o644,
         crate::AGENT_SERVICE.as_bytes(),
+    ),
+    (
+        "cloudlet-network.service",
+        0o644,
+        include_bytes!("../linux/cloudlet-network.service"),
     ),
 ];

@@ -41,6 +41,11 @@ pub fn mount_tmpfs(at: &Path, bytes: u64) -> Outcome {
     mount("tmpfs", at, "tmpfs", 0, &format!("size={bytes},mode=0700"))
 }
 
+/// Mounts the files of this thread's network over `/sys`, seen by this case only.
+pub fn mount_sysfs() -> Outcome {
+    mount("sysfs", Path::new("/sys"), "sysfs", 0, "")
+}
+
 /// Lays the file `over` over the existing file `at`.
 pub fn bind(over: &Path, at: &Path) -> Outcome {
     mount(over, at, "", libc::MS_BIND, "")

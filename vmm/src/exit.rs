@@ -3,6 +3,7 @@
 //! | code | meaning |
 //! | --- | --- |
 //! | 0 | the guest powered itself off, or the VM was stopped on request |
+//! | any | the guest's process ended with this code, and the guest powered itself off |
 //! | 1 | an error before the VM ran (also: any other error of the program) |
 //! | 2 | the command line was not understood |
 //! | 10 | the guest asked for a reset (i8042 or ACPI); a VM is not rebooted in place |
@@ -21,6 +22,13 @@ pub const INSTRUCTION_BYTES_MAX: usize = 15;
 pub enum ExitReason {
     /// The guest powered itself off.
     Shutdown,
+    /// The guest powered itself off after it had said what its process ended with
+    /// ([`crate::machine::EXIT_CODE_PORT`]). The code is the guest's, whatever the table says of
+    /// its number.
+    Exited {
+        /// The process's exit code; 128 and its number for a signal.
+        code: u8,
+    },
     /// Somebody asked for the VM to be stopped.
     Stopped,
     /// The guest asked for a reset.
@@ -69,6 +77,7 @@ impl ExitReason {
     pub fn code(&self) -> u8 {
         match self {
             ExitReason::Shutdown | ExitReason::Stopped => 0,
+            ExitReason::Exited { code } => *code,
             ExitReason::Reset => 10,
             ExitReason::TripleFault { .. } => 11,
             ExitReason::InternalError { .. } => 12,
@@ -83,6 +92,7 @@ impl ExitReason {
     pub fn name(&self) -> &'static str {
         match self {
             ExitReason::Shutdown => "shutdown",
+            ExitReason::Exited { .. } => "exited",
             ExitReason::Stopped => "stopped",
             ExitReason::Reset => "reset",
             ExitReason::TripleFault { .. } => "triple-fault",
@@ -91,6 +101,15 @@ impl ExitReason {
             ExitReason::UnexpectedExit { .. } => "unexpected-exit",
             ExitReason::HostError { .. } => "host-error",
         }
+    }
+
+    /// Whether the guest, or somebody on the host, wanted the VM to end.
+    #[must_use]
+    pub fn is_orderly(&self) -> bool {
+        matches!(
+            self,
+            ExitReason::Shutdown | ExitReason::Exited { .. } | ExitReason::Stopped
+        )
     }
 
     /// A host error with the whole chain of an error's causes.
@@ -122,6 +141,9 @@ impl std::fmt::Display for ExitReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ExitReason::Shutdown => f.write_str("the guest powered itself off"),
+            ExitReason::Exited { code } => {
+                write!(f, "the guest's process ended with exit code {code}")
+            }
             ExitReason::Stopped => f.write_str("the VM was stopped on request"),
             ExitReason::Reset => f.write_str("the guest asked for a reset"),
             ExitReason::TripleFault { cpu } => write!(f, "triple fault on vCPU {cpu}"),

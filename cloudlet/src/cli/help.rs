@@ -30,6 +30,10 @@ Attached (without --detach) the terminal is the guest's serial console, and the 
 command: by Ctrl-], a signal, the end of the terminal, or of whoever reads the output. The end of an
 input that is not a terminal ends nothing.
 
+When the process of an imported image ends, so does the VM, and this command with the process's exit
+code (128 and its number for a signal). A VM in the background is listed by `ps` with that code until
+`stop` forgets it. `--json` tells the guest's code from the VM's own, in guest_code and exit_code.
+
 Exit codes when the VM ended by itself:
   0   power-off by the guest, or stopped   10  reset by the guest
   11  triple fault                         12  KVM internal error
@@ -43,7 +47,7 @@ Examples:
   cloudlet run --kernel app.elf --disk data.img,ro --name web --detach
   cloudlet run --kernel vmlinuz --disk debian.qcow2,layer=debian.layer --cmdline 'root=/dev/vda1'
   cloudlet run --disk root.img,layer=root.layer,serial=root --disk empty:512
-  cloudlet run --kernel vmlinuz --net user --publish 8080:80
+  cloudlet run --image deb --net user --publish 8080:80
   cloudlet run --kernel vmlinuz --net tap=tap0,mac=02:00:00:00:00:01,bandwidth=100";
 
 pub(super) const IMAGE_BUILD_HELP: &str = "\
@@ -51,6 +55,10 @@ The image is a directory with vmlinuz, initrd.img, root.ext4 and manifest.json. 
 distribution's packages alone, which come from where this machine's apt gets them; the same versions
 give the same bytes. It needs mmdebstrap, and root. DIR must not exist, and appears whole or not at
 all.
+
+The guest's network cards ask by DHCP. With --init systemd that is the service cloudlet-network, which
+leaves a guest alone that has a network service of its own (NetworkManager, connman, dhcpcd; systemd-networkd
+or ifupdown with a configuration).
 
 Examples:
   cloudlet image build debian deb

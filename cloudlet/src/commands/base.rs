@@ -118,6 +118,13 @@ fn boot_and_publish(
         let mut client = Client::connect(&vmm.dir.control_socket())?;
         publish(host, store, &mut client, tag)
     });
+    let published = published.map_err(|error| match vmm.ended().guest_code() {
+        Some(code) => error.context(format!(
+            "the image's process ended with exit code {code}, and the VM with it (`run --keep` keeps one, \
+             and --from publishes it)"
+        )),
+        None => error,
+    });
     vm::stop_quietly(&vmm.dir)?;
     published
 }

@@ -11,8 +11,12 @@ use serde_json::json;
 
 use super::console::End;
 use super::output::{print, tell};
+use super::vm::how_ended;
 use super::{Host, console, disk, existing, output, terminal, vsock_for};
 use crate::cli::{NewVm, Run};
+
+/// The word for `resources/linux/init` that keeps a VM whose image's process has ended.
+const KEEP: &str = "cloudlet.keep";
 
 pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
     let (mut disks, mut disk_limits) = disk::parse_all(&args.disks)?;
@@ -23,8 +27,13 @@ pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
         Some(image) => {
             disks.insert(0, root_disk(image.root));
             disk_limits.insert(0, Limits::default());
+            let keep = args.keep.then_some(KEEP);
             let words = [image.manifest.cmdline.as_str(), args.cmdline.as_str()];
-            let cmdline = words.join(" ").trim_end().to_owned();
+            let words = words
+                .into_iter()
+                .chain(keep)
+                .filter(|word| !word.is_empty());
+            let cmdline = words.collect::<Vec<_>>().join(" ");
             (Some(image.kernel), Some(image.initrd), cmdline)
         }
         None => (
@@ -58,7 +67,7 @@ pub(super) fn run(host: &Host, args: &Run) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let vsock = vsock_for(&args.vm, &vmm.dir)?;
-    attend(vmm, vsock)
+    attend(host, vmm, vsock)
 }
 
 /// The image in `dir`, with paths that a VMM process understands.
@@ -77,7 +86,7 @@ pub(super) fn root_disk(image: PathBuf) -> DiskSource {
 
 /// Shows the guest's console until the VM ends or the user has had enough. The exit code is the VM's,
 /// or says what ended it.
-fn attend(mut vmm: Vmm, vsock: PathBuf) -> Result<ExitCode> {
+fn attend(host: &Host, mut vmm: Vmm, vsock: PathBuf) -> Result<ExitCode> {
     let attached = console::attach(&vmm.dir.console_socket(), vsock);
     if attached.is_err() && vmm.dir.is_alive() {
         // Nobody holds the lifeline any more then, and the VM ends.
@@ -95,8 +104,15 @@ fn attend(mut vmm: Vmm, vsock: PathBuf) -> Result<ExitCode> {
     {
         print(&log);
     }
-    if let Some(report) = vmm.report() {
-        tell(&format!("cloudlet: {report}"));
+    let report = vmm.ended();
+    if host.output.is_json() {
+        let mut said = how_ended(&report);
+        said["name"] = json!(vmm.dir.name.as_str());
+        // The console's last line may have no end.
+        print(b"\n");
+        host.output.result(&said, String::new);
+    } else if !report.words.is_empty() && report.guest_code() != Some(0) {
+        tell(&format!("cloudlet: {}", report.words));
     }
     vmm.dir.remove()?;
     match attached {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cloudlet::control::{Client, Error, Request};
-use cloudlet::launch::{End, end_of, read_report};
+use cloudlet::launch::{End, Report, end_of};
 use cloudlet::registry::{self, VmDir};
 use serde_json::{Value, json};
 
@@ -32,7 +32,10 @@ pub(super) fn ps(host: &Host) -> Result<()> {
         rows.push(
             columns
                 .iter()
-                .map(|column| text_of(state, column))
+                .map(|column| match column {
+                    &"state" => state_in_words(state),
+                    column => text_of(state, column),
+                })
                 .collect(),
         );
     }
@@ -44,14 +47,38 @@ pub(super) fn ps(host: &Host) -> Result<()> {
 fn state_of(dir: &VmDir) -> Value {
     let name = dir.name.as_str();
     if !dir.is_alive() {
-        let report = read_report(dir).unwrap_or_else(|| "killed".to_owned());
-        return json!({ "name": name, "state": "ended", "report": report });
+        let mut ended = how_ended(&Report::of(dir));
+        ended["name"] = json!(name);
+        ended["state"] = json!("ended");
+        return ended;
     }
     let asked = Client::connect(&dir.control_socket()).and_then(|mut client| {
         client.set_timeout(STATUS_TIMEOUT)?;
         client.ask(&Request::Status)
     });
     asked.unwrap_or_else(|_| json!({ "name": name, "state": "busy" }))
+}
+
+/// How a VM ended, for scripts: `guest_code` where the code is that of the guest's own process.
+pub(super) fn how_ended(report: &Report) -> Value {
+    let words = [&report.words, &report.end]
+        .into_iter()
+        .find(|words| !words.is_empty());
+    json!({
+        "end": report.end,
+        "exit_code": report.code,
+        "guest_code": report.guest_code(),
+        "report": words,
+    })
+}
+
+/// The state of `ps`: that of an ended VM says how it ended.
+fn state_in_words(state: &Value) -> String {
+    match (&state["end"], &state["exit_code"]) {
+        (Value::String(end), Value::Number(code)) => format!("{end} ({code})"),
+        (Value::String(end), _) => end.clone(),
+        _ => text_of(state, "state"),
+    }
 }
 
 pub(super) fn status(host: &Host, name: &str) -> Result<()> {

@@ -1,14 +1,13 @@
-//! An OCI image's process as a script: environment, directory, user, program and arguments as the
-//! image has them. `resources/linux/init` runs it with busybox's path as its argument.
+//! An OCI image's process: user, directory, environment and words as the image has them, in the file that
+//! the guest's agent starts it from (`agent/src/entry.rs`). Names are looked up in the image's own tables,
+//! as engines do (runc's `libcontainer/user`).
+
+use cloudlet_agent::entry::{self, Entry, GROUPS_MAX, ID_MAX};
 
 use super::oci::Config;
 use super::spool::Spool;
 use super::tree::{Kind, Tree};
 
-/// Most words and variables together.
-const WORDS_MAX: usize = 4096;
-/// Longest of them.
-const WORD_LEN_MAX: usize = 128 << 10;
 /// Longest table of users or groups.
 const TABLE_LEN_MAX: u64 = 4 << 20;
 /// Where programs are looked for if the image does not say.
@@ -17,117 +16,140 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 /// Why an image's process cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Something in it is too long, or cannot be said.
-    #[error("the image's {0} is too long, or has a zero byte")]
-    Words(&'static str),
+    /// It cannot be said.
+    #[error(transparent)]
+    Entry(#[from] entry::Error),
     /// A variable has no name.
     #[error("{0:?} is no variable")]
     Variable(String),
-    /// The user is not in the image's tables.
+    /// The user is not in the image's tables, and not a number either.
     #[error("the image's user {0:?} is not in its /etc/passwd or /etc/group")]
     User(String),
+    /// The directory is something else in the image.
+    #[error("the image's directory {0:?} is no directory")]
+    Directory(String),
 }
 
-/// The script, if the image has a process.
+/// The file for the agent, if the image has a process.
 ///
 /// # Errors
 /// The image says what cannot be done.
-pub fn script(config: &Config, tree: &Tree, spool: &dyn Spool) -> Result<Option<String>, Error> {
+pub fn file(config: &Config, tree: &Tree, spool: &dyn Spool) -> Result<Option<Vec<u8>>, Error> {
     let list = |words: &Option<Vec<String>>| words.clone().unwrap_or_default();
     let command = [list(&config.entrypoint), list(&config.cmd)].concat();
     if command.is_empty() {
         return Ok(None);
     }
     let mut variables = list(&config.env);
-    if variables.len() + command.len() > WORDS_MAX {
-        return Err(Error::Words("command"));
-    }
     if let Some(bad) = variables
         .iter()
         .find(|word| word.find('=').unwrap_or(0) == 0)
     {
-        return Err(Error::Variable(bad.chars().take(100).collect()));
+        return Err(Error::Variable(start_of(bad)));
     }
+    let user = user(config.user.as_deref().unwrap_or(""), tree, spool)?;
     if !variables.iter().any(|word| word.starts_with("PATH=")) {
         variables.insert(0, PATH.into());
     }
-    let user = match config.user.as_deref().unwrap_or("") {
-        "" => None,
-        text => Some(user(text, tree, spool)?),
-    };
-    let home = user.as_ref().map_or("/root", |user| &user.home);
     if !variables.iter().any(|word| word.starts_with("HOME=")) {
-        variables.push(format!("HOME={home}"));
+        variables.push(format!("HOME={}", user.home));
     }
-    let dir = config.working_dir.as_deref().filter(|dir| !dir.is_empty());
-    let mut text = String::from("#!/bin/sh\n# The image's process; the argument is busybox.\n");
-    text += &format!("cd {} || exit 126\n", quoted(dir.unwrap_or("/"))?);
-    // With a process id file that is not there, none is found to run already.
-    let start = match &user {
-        Some(User { uid, gid, .. }) => format!(
-            "exec \"$1\" start-stop-daemon -S -p /run/cloudlet-none -c {uid}:{gid} -a \"$1\" -- env -i"
-        ),
-        None => "exec \"$1\" env -i".to_owned(),
+    let directory = directory(config.working_dir.as_deref().unwrap_or(""));
+    if let Some(id) = tree.find(directory.as_bytes())
+        && !matches!(tree.node(id).kind, Kind::Directory(_))
+    {
+        return Err(Error::Directory(start_of(&directory)));
+    }
+    let bytes = |words: Vec<String>| words.into_iter().map(String::into_bytes).collect();
+    let entry = Entry {
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups,
+        directory: directory.into_bytes(),
+        environment: bytes(variables),
+        arguments: bytes(command),
     };
-    text += &start;
-    for word in variables.iter().chain(&command) {
-        text += " ";
-        text += &quoted(word)?;
-    }
-    text += "\n";
-    Ok(Some(text))
+    Ok(Some(entry.encode()?))
 }
 
-/// A word that the shell takes as it is.
-fn quoted(word: &str) -> Result<String, Error> {
-    if word.len() > WORD_LEN_MAX || word.contains('\0') {
-        return Err(Error::Words("command"));
+/// The beginning of a text for people.
+fn start_of(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
+/// A directory without `.` and `..`: engines leave them out before they look at any link.
+fn directory(text: &str) -> String {
+    let mut names = Vec::new();
+    for name in text.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => drop(names.pop()),
+            name => names.push(name),
+        }
     }
-    Ok(format!("'{}'", word.replace('\'', r"'\''")))
+    format!("/{}", names.join("/"))
 }
 
 struct User {
     uid: u32,
     gid: u32,
+    groups: Vec<u32>,
     home: String,
 }
 
-/// `USER[:GROUP]`, each a name of the image's tables or a number.
+/// `USER[:GROUP]`, each a number or a name of the image's tables; 0 if there is none. What is a number
+/// need not be in a table. A user of the table is in the groups that name it, unless a group is given.
 fn user(text: &str, tree: &Tree, spool: &dyn Spool) -> Result<User, Error> {
-    let unknown = || Error::User(text.chars().take(100).collect());
-    let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (text, None),
-    };
+    let unknown = || Error::User(start_of(text));
+    let (user, group) = text.split_once(':').unwrap_or((text, ""));
+    let user = if user.is_empty() { "0" } else { user };
     let users = table(b"/etc/passwd", tree, spool);
-    let row = users
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|row| row.len() >= 6 && (row[0] == user || row[2] == user));
-    let number = |text: &str| text.parse::<u32>().ok();
-    let uid = match &row {
-        Some(row) => number(row[2]),
-        None => number(user),
-    };
+    let named = id(user);
+    let row = rows(&users).find(|row| {
+        row.len() >= 6
+            && match named {
+                Some(uid) => id(row[2]) == Some(uid),
+                None => row[0] == user,
+            }
+    });
+    let row_id = |at: usize| row.as_ref().and_then(|row| id(row[at]));
+    let uid = named.or_else(|| row_id(2)).ok_or_else(unknown)?;
+    let all = table(b"/etc/group", tree, spool);
+    let mut groups = Vec::new();
     let gid = match (group, &row) {
-        (Some(group), _) => group_number(group, &table(b"/etc/group", tree, spool)),
-        (None, Some(row)) => number(row[3]),
-        (None, None) => Some(0),
+        ("", None) => 0,
+        ("", Some(row)) => {
+            let is_member = |group: &Vec<&str>| {
+                let members = group.get(3).copied().unwrap_or("");
+                members.split(',').any(|member| member.trim() == row[0])
+            };
+            let members = rows(&all).filter(is_member);
+            groups.extend(members.filter_map(|group| id(group[2])).take(GROUPS_MAX));
+            row_id(3).ok_or_else(unknown)?
+        }
+        (group, _) => id(group)
+            .or_else(|| {
+                let mut named = rows(&all).filter(|row| row.len() >= 3 && row[0] == group);
+                named.find_map(|row| id(row[2]))
+            })
+            .ok_or_else(unknown)?,
     };
+    let home = row.map(|row| row[5]).filter(|home| !home.is_empty());
     Ok(User {
-        uid: uid.ok_or_else(unknown)?,
-        gid: gid.ok_or_else(unknown)?,
-        home: row.map_or_else(|| "/".to_owned(), |row| row[5].to_owned()),
+        uid,
+        gid,
+        groups,
+        home: home.unwrap_or("/").to_owned(),
     })
 }
 
-fn group_number(group: &str, groups: &str) -> Option<u32> {
-    let named = groups
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|row| row.len() >= 3 && row[0] == group)
-        .and_then(|row| row[2].parse().ok());
-    named.or_else(|| group.parse().ok())
+/// A user's or group's number.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id <= ID_MAX)
+}
+
+fn rows(table: &str) -> impl Iterator<Item = Vec<&str>> {
+    table.lines().map(|line| line.split(':').collect())
 }
 
 /// A table as text; empty where there is none that can be read.
@@ -167,51 +189,82 @@ mod tests {
         (tree, spool)
     }
 
-    #[test]
-    fn words_reach_the_program_as_they_are() {
-        let (tree, spool) = tree_with(&[]);
-        let config = Config {
-            env: words(&["A=it's $HOME `id`\n\"", "HOME=/h"]),
-            entrypoint: words(&["/bin/sh", "-c"]),
-            cmd: words(&["echo \"$A\"; pwd; echo \"$HOME\"; echo \"${UNSET-none}\""]),
-            working_dir: Some("/tmp".into()),
-            user: None,
-        };
-        let script = script(&config, &tree, &spool).unwrap().unwrap();
-        let output = std::process::Command::new("sh")
-            .args(["-c", &script, "entrypoint", "nice"])
-            .env("UNSET", "set")
-            .output()
-            .unwrap();
-        // `nice env …` runs `env …`, as busybox does.
-        let said = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(said, "it's $HOME `id`\n\"\n/tmp\n/h\nnone\n", "{script}");
+    fn entry(config: &Config, (tree, spool): &(Tree, MemorySpool)) -> Result<Entry, Error> {
+        let bytes = file(config, tree, spool)?.unwrap();
+        Ok(Entry::decode(&bytes).unwrap())
+    }
+
+    fn text_of(word: &[u8]) -> String {
+        String::from_utf8(word.to_vec()).unwrap()
     }
 
     #[test]
-    fn users_are_found_by_name_and_by_number() {
-        let (tree, spool) = tree_with(&[
+    fn words_are_told_as_they_are() {
+        let config = Config {
+            env: words(&["A=it's $HOME `id`\n\"", "HOME=/h"]),
+            entrypoint: words(&["/bin/sh", "-c"]),
+            cmd: words(&["echo \"$A\""]),
+            working_dir: Some("srv/../opt//app/.".into()),
+            user: None,
+        };
+        let entry = entry(&config, &tree_with(&[])).unwrap();
+        let told = |words: &[Vec<u8>]| words.iter().map(|word| text_of(word)).collect::<Vec<_>>();
+        let expected = [PATH, "A=it's $HOME `id`\n\"", "HOME=/h"];
+        assert_eq!(told(&entry.environment), expected);
+        let expected = ["/bin/sh", "-c", "echo \"$A\""];
+        assert_eq!(told(&entry.arguments), expected);
+        assert_eq!(entry.directory, b"/opt/app");
+        assert_eq!((entry.uid, entry.gid), (0, 0));
+    }
+
+    #[test]
+    fn users_are_numbers_or_names_of_the_tables() {
+        let tables = [
             (
                 "/etc/passwd",
-                "root:x:0:0::/root:/bin/sh\nweb:x:33:44:Web:/srv:/bin/sh\n",
+                "root:x:0:0::/root:/bin/sh\nweb:x:33:44:Web:/srv:/bin/sh\n1002:x:34:45::/odd:/\n",
             ),
-            ("/etc/group", "staff:x:50:\n"),
-        ]);
-        for (text, uid, gid, home) in [
-            ("web", 33, 44, "/srv"),
-            ("33", 33, 44, "/srv"),
-            ("web:staff", 33, 50, "/srv"),
-            ("1000:7", 1000, 7, "/"),
-            ("1000", 1000, 0, "/"),
+            (
+                "/etc/group",
+                "staff:x:50:\nadm:x:4:root,web\nwww:x:60:web,www\nweb:x:44:\nshort:x\n",
+            ),
+        ];
+        let image = tree_with(&tables);
+        for (text, uid, gid, groups, home) in [
+            ("", 0, 0, &[4][..], "/root"),
+            ("root", 0, 0, &[4], "/root"),
+            ("web", 33, 44, &[4, 60], "/srv"),
+            ("33", 33, 44, &[4, 60], "/srv"),
+            ("web:", 33, 44, &[4, 60], "/srv"),
+            ("web:staff", 33, 50, &[], "/srv"),
+            ("web:1234", 33, 1234, &[], "/srv"),
+            ("1000:7", 1000, 7, &[], "/"),
+            ("1000", 1000, 0, &[], "/"),
+            // A number is a number, whatever somebody is called.
+            ("1002", 1002, 0, &[], "/"),
+            (":staff", 0, 50, &[], "/root"),
         ] {
-            let user = user(text, &tree, &spool).unwrap();
-            assert_eq!(
-                (user.uid, user.gid, user.home.as_str()),
-                (uid, gid, home),
-                "{text}"
-            );
+            let config = Config {
+                cmd: words(&["x"]),
+                user: Some(text.into()),
+                ..Config::default()
+            };
+            let entry = entry(&config, &image).unwrap();
+            assert_eq!((entry.uid, entry.gid), (uid, gid), "{text}");
+            assert_eq!(entry.groups, groups, "{text}");
+            let home = format!("HOME={home}").into_bytes();
+            assert!(entry.environment.contains(&home), "{text}");
         }
-        for bad in ["nobody", "web:nogroup", "-1", "1;2"] {
+        let (tree, spool) = image;
+        for bad in [
+            "nobody",
+            "web:nogroup",
+            "-1",
+            "1;2",
+            "4294967295",
+            "1:2147483648",
+            "web:short",
+        ] {
             assert!(
                 matches!(user(bad, &tree, &spool), Err(Error::User(_))),
                 "{bad}"
@@ -221,21 +274,26 @@ mod tests {
 
     #[test]
     fn what_cannot_be_said_is_refused() {
-        let (tree, spool) = tree_with(&[]);
-        let config = |env: &[&str], cmd: &[&str]| Config {
+        let image = tree_with(&[("/srv/file", "")]);
+        let config = |env: &[&str], cmd: &[&str], dir: &str| Config {
             env: words(env),
             cmd: words(cmd),
+            working_dir: Some(dir.to_owned()),
             ..Config::default()
         };
-        assert!(
-            script(&config(&["A=b"], &[]), &tree, &spool)
-                .unwrap()
-                .is_none()
-        );
-        assert!(script(&config(&["A"], &["x"]), &tree, &spool).is_err());
-        assert!(script(&config(&["=b"], &["x"]), &tree, &spool).is_err());
-        assert!(script(&config(&[], &["x\0"]), &tree, &spool).is_err());
-        let many = vec!["x"; WORDS_MAX + 1];
-        assert!(script(&config(&[], &many), &tree, &spool).is_err());
+        let none = file(&config(&["A=b"], &[], ""), &image.0, &image.1);
+        assert!(none.unwrap().is_none());
+        for bad in [
+            config(&["A"], &["x"], ""),
+            config(&["=b"], &["x"], ""),
+            config(&[], &["x\0"], ""),
+            config(&[], &vec!["x"; entry::WORDS_MAX + 1], ""),
+            config(&[], &["x"], "/srv/file"),
+            config(&[], &["x"], "/srv\0"),
+        ] {
+            assert!(entry(&bad, &image).is_err(), "{:?}", bad.env);
+        }
+        // One that is not there is made when the process starts.
+        entry(&config(&[], &["x"], "/srv/new"), &image).unwrap();
     }
 }

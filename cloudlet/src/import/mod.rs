@@ -12,7 +12,7 @@
 //! | [`dir`] | directories |
 //! | [`archive`], [`entries`], [`sparse`] | tar archives; [`unpack`] and [`sniff`] find them in what is compressed, and name what is none |
 //! | [`oci`], [`docker`], [`choose`] | container images, whose files are where [`layout`] finds them |
-//! | [`entry`] | an OCI image's process as a script that the guest's init runs |
+//! | [`entry`] | an OCI image's process, in the file that the guest's agent starts it from |
 //! | [`boot`] | kernel and initial RAM disk |
 
 use std::fs::File;

@@ -14,7 +14,7 @@ use super::{Error, archive, dir, docker, entry, io_error};
 use crate::files;
 
 /// Where an OCI image's process is put, for `resources/linux/init`.
-const ENTRY_POINT: &str = "/etc/cloudlet/entrypoint";
+const ENTRY_POINT: &str = "/etc/cloudlet/entry";
 
 /// What is imported.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,16 +168,16 @@ impl Reader<'_> {
     }
 }
 
-/// Puts an image's process into its root, as a script that the guest's init runs.
+/// Puts an image's process into its root, in the file that the guest's agent starts it from.
 fn add_process(image: &Image, tree: &mut Tree, spool: &mut FileSpool) -> Result<(), Error> {
-    let Some(script) = entry::script(&image.config, tree, spool)? else {
+    let Some(file) = entry::file(&image.config, tree, spool)? else {
         return Ok(());
     };
     let blob = spool
-        .store(&mut script.as_bytes(), script.len() as u64)
+        .store(&mut file.as_slice(), file.len() as u64)
         .map_err(tree::Error::from)?;
     let attributes = tree::Attributes {
-        mode: 0o755,
+        mode: 0o600,
         ..tree::Attributes::default()
     };
     let kind = tree::Kind::File(blob);

@@ -36,8 +36,9 @@ use cloudlet_vmm::seccomp;
 use cloudlet_vmm::threads::{ThreadHook, ThreadKind, no_hook};
 use event_manager::SubscriberOps;
 
-use crate::launch::{self, Event, Spec};
+use crate::launch::{Event, Spec};
 use crate::registry::{VmDir, VmLock, VmName};
+use crate::report;
 use crate::synthesis::chain;
 use build::Built;
 use ops::Ops;
@@ -148,29 +149,14 @@ impl Process {
             Err(error) => ExitReason::host_error(error.as_ref()),
         };
         let reason = self.ops.end(&mut self.machine, reason);
-        let expected = is_orderly(&reason);
-        write_report(&self.report, &reason);
+        let forgotten = matches!(reason, ExitReason::Stopped | ExitReason::Shutdown);
+        report::write(&self.report, &reason);
         self.ops.take_leave();
-        if self.ops.is_orphan() || (expected && !self.spec.attached) {
+        if self.ops.is_orphan() || (forgotten && !self.spec.attached) {
             // What cannot be removed is cleared by the next VM of the name.
             let _ = self.lock.leave_nothing();
         }
         // Threads that wait for a page that will not come are not waited for.
         std::process::exit(i32::from(reason.code()));
     }
-}
-
-fn is_orderly(reason: &ExitReason) -> bool {
-    matches!(reason, ExitReason::Stopped | ExitReason::Shutdown)
-}
-
-/// Leaves word of the VM's end; a parent, `cloudlet status` or `cloudlet shutdown` reads it.
-fn write_report(mut report: &File, reason: &ExitReason) {
-    let words = if is_orderly(reason) {
-        launch::IN_ORDER.to_owned()
-    } else {
-        reason.to_string()
-    };
-    // A full disk loses the words, not the exit code.
-    let _ = report.write_all(words.as_bytes());
 }

@@ -323,7 +323,7 @@ impl Ops {
         lock(&self.console).finish(Duration::ZERO);
         let finished: Vec<_> = self.about.disks.iter().map(Disk::finish).collect();
         let reason = match finished.into_iter().collect::<Result<(), _>>() {
-            Err(error) if reason.code() == 0 => ExitReason::host_error(&error),
+            Err(error) if reason.is_orderly() => ExitReason::host_error(&error),
             _ => reason,
         };
         for (client, _) in std::mem::take(&mut self.waiting) {

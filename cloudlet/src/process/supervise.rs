@@ -12,8 +12,8 @@ use cloudlet_vmm::exit::ExitReason;
 use cloudlet_vmm::machine::MachineHandle;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-use super::write_report;
 use crate::fetch::{Kind, Trouble};
+use crate::report;
 use crate::synthesis::{Notice, Notify};
 
 /// How long the control thread may take to end the VM. It may itself be waiting for a page that
@@ -31,7 +31,7 @@ pub(super) fn notify(handle: Arc<OnceLock<MachineHandle>>, report: File) -> Noti
                 handle.end(reason.clone());
             }
             std::thread::sleep(END_GRACE);
-            write_report(&report, &reason);
+            report::write(&report, &reason);
             std::process::exit(i32::from(reason.code()));
         }
     })

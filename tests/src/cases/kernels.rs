@@ -1,9 +1,10 @@
 //! Debian's kernels with the initial RAM disk that Debian's own tools make, and Debian's userland, in
 //! machines of different sizes.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
+use super::net::with_route;
 use super::{Case, Needs, is_long};
 use crate::failure::{Failure, Outcome};
 use crate::host::{Host, pid_of};
@@ -35,12 +36,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "debian_with_systemd_is_a_base_vm",
         run: with_systemd,
-        needs: needs(&[SYSTEMD]),
-    },
-    Case {
-        name: "linux_runs_the_process_of_an_oci_image",
-        run: oci,
-        needs: needs(&[DEBIAN]).with_programs(&["tar", "sha256sum", "busybox"]),
+        needs: needs(&[SYSTEMD]).as_root().with_programs(&["passt"]),
     },
 ];
 
@@ -63,6 +59,18 @@ const LOOK: &str = "
     echo root $(findmnt -n -o SOURCE,FSTYPE /)
     dmesg --level=emerg,alert,crit,err | grep -v 'PCI: Fatal: No config space' | sed 's/^/error: /'
     echo looked";
+
+/// What a guest says of its network cards and their DHCP clients.
+const CARDS: &str = "
+    busybox ip -4 -o addr
+    busybox ps | grep -q '[u]dhcpc' || echo no client";
+/// The same, after the guest was given a network service of its own.
+const OWN_NETWORK: &str = "set -e
+    mkdir -p /etc/systemd/network
+    printf '[Match]\\nName=e*\\n[Network]\\nDHCP=yes\\n' >/etc/systemd/network/e.network
+    systemctl --quiet enable systemd-networkd
+    systemctl restart cloudlet-network
+    busybox ps | grep -q '[u]dhcpc' || echo no client";
 
 /// Starts the kernel with Debian's initial RAM disk and root, and waits for its agent.
 fn start(host: &Host, kernel: &str, cpus: u32, memory_mib: u32) -> Outcome<Process> {
@@ -146,8 +154,10 @@ fn reboots(host: &Host) -> Outcome {
 
 /// All of Debian as `image build` makes it: published, restored, and shut down by its power button.
 fn with_systemd(host: &Host) -> Outcome {
+    with_route("10.9.0")?;
     let image = linux::dir(SYSTEMD)?.to_string_lossy().into_owned();
     let machine = ["--image", &image, "--memory", "384", "--cpus", "2"];
+    let machine = [&machine[..], &["--net", "user"]].concat();
     host.ok(&[&["run", "--detach", "--name", "vm"], &machine[..]].concat())?;
     await_agent(host)?;
     // Waiting for its end is the guest's own: asked again and again, it would not come to it.
@@ -164,6 +174,9 @@ fn with_systemd(host: &Host) -> Outcome {
     let failed = ["exec", "vm", "--", "systemctl", "--failed", "--no-legend"];
     ensure_eq!(host.ok(&failed)?, "", "services that failed");
     ensure_eq!(host.ok(&state)?, "running\n", "systemd");
+    let cards = host.ok(&["exec", "vm", "--", "sh", "-c", CARDS])?;
+    ensure!(cards.contains("inet 10.9.0.1/24"), "no lease: {cards}");
+    ensure!(!cards.contains("no client"), "no client: {cards}");
     host.ok(&["exec", "vm", "--", "touch", "/run/here"])?;
     host.ok(&["base", "create", "all", "--from", "vm"])?;
     host.ok(&["stop", "vm"])?;
@@ -171,49 +184,8 @@ fn with_systemd(host: &Host) -> Outcome {
     let vm = pid_of(&host.json(&["restore", "all", "--name", "vm"])?)?;
     host.ok(&["exec", "vm", "--", "test", "-e", "/run/here"])?;
     ensure_eq!(host.ok(&state)?, "running\n", "systemd after the restore");
+    let cards = host.ok(&["exec", "vm", "--", "sh", "-c", OWN_NETWORK])?;
+    ensure!(cards.contains("no client"), "beside networkd: {cards}");
     host.shut_down("vm")?;
     host.wait_for_end(vm)
-}
-
-/// Makes the OCI image `oci` (image-spec 1.1, `image-layout.md`) of a busybox.
-const MAKE_OCI: &str = r#"
-    set -e
-    mkdir -p tree/bin tree/srv oci/blobs/sha256
-    cp "$(command -v busybox)" tree/bin/busybox
-    for name in sh pwd sleep cat true; do ln -s busybox tree/bin/$name; done
-    echo served >tree/srv/page
-    tar -C tree -cf layer .
-    blob() {
-        digest=$(sha256sum <"$1" | cut -c 1-64)
-        cp "$1" oci/blobs/sha256/$digest
-        printf '"mediaType":"application/vnd.oci.image.%s","digest":"sha256:%s","size":%s' \
-            "$2" $digest "$(wc -c <"$1")"
-    }
-    layer=$(blob layer layer.v1.tar)
-    printf '{"architecture":"amd64","os":"linux","config":{"Env":["GREETING=hello","PATH=/bin"],
-        "WorkingDir":"/srv","Entrypoint":["/bin/sh","-c"],
-        "Cmd":["echo \\"the process says $GREETING in $(pwd)\\"; sleep 1000"]},
-        "rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' $(sha256sum <layer | cut -c 1-64) >config
-    config=$(blob config config.v1+json)
-    printf '{"schemaVersion":2,"config":{%s},"layers":[{%s}]}' "$config" "$layer" >manifest
-    printf '{"schemaVersion":2,"manifests":[{%s}]}' "$(blob manifest manifest.v1+json)" >oci/index.json
-    printf '{"imageLayoutVersion":"1.0.0"}' >oci/oci-layout
-"#;
-
-fn oci(host: &Host) -> Outcome {
-    let mut make = Command::new("sh");
-    make.args(["-c", MAKE_OCI]).current_dir(host.path(""));
-    Process::spawn(&mut make, Stdio::null())?
-        .wait(host.limit(END))?
-        .expect_code(0)?;
-    let kernel = linux::dir(DEBIAN)?.to_string_lossy().into_owned();
-    let import = ["image", "import", "oci", "image", "--size", "64"];
-    host.ok(&[&import[..], &["--kernel-from", &kernel]].concat())?;
-    let run = ["run", "--detach", "--name", "vm", "--memory", "192"];
-    host.ok(&[&run[..], &["--image", "image"]].concat())?;
-    await_agent(host)?;
-    host.wait_for_console("vm", "the process says hello in /srv")?;
-    let page = host.ok(&["exec", "vm", "--", "cat", "/srv/page"])?;
-    ensure_eq!(page, "served\n", "a file of the image");
-    Ok(())
 }

@@ -15,7 +15,9 @@ mod bases;
 mod cli;
 mod console;
 mod debian;
+mod dhcp;
 mod disks;
+mod entry;
 mod host_faults;
 mod images;
 mod import;
@@ -27,6 +29,7 @@ mod linux_cycles;
 mod linux_disks;
 mod net;
 mod overlays;
+mod readme;
 mod snapshots;
 mod synthesis;
 
@@ -222,7 +225,10 @@ pub fn all() -> Vec<Case> {
         linux_cycles::CASES,
         balloon::CASES,
         net::CASES,
+        dhcp::CASES,
+        entry::CASES,
         debian::CASES,
+        readme::CASES,
     ]
     .concat()
 }

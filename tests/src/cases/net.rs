@@ -71,20 +71,21 @@ fn ip(arguments: &str) -> Outcome {
 }
 
 /// A namespace with a TAP interface `t0`, whose host has the address 10.9.0.254.
-fn with_tap() -> Outcome {
+pub(super) fn with_tap() -> Outcome {
     namespace::private_network()?;
     ip("tuntap add t0 mode tap")?;
     ip("addr add 10.9.0.254/24 dev t0")?;
     ip("link set t0 up")
 }
 
-/// A namespace whose host has a route to nowhere, which passt takes for its network.
-fn with_route() -> Outcome {
+/// A namespace whose host has the address 1 of the network `net` (three numbers) and a route to nowhere,
+/// which passt takes for its network, and gives to the guest.
+pub(super) fn with_route(net: &str) -> Outcome {
     namespace::private_network()?;
     ip("tuntap add t0 mode tap")?;
-    ip("addr add 10.9.0.1/24 dev t0")?;
+    ip(&format!("addr add {net}.1/24 dev t0"))?;
     ip("link set t0 up")?;
-    ip("route add default via 10.9.0.254")
+    ip(&format!("route add default via {net}.254"))
 }
 
 /// Asks the server at `address` until it says `expected`. The client speaks first: passt completes a
@@ -151,7 +152,7 @@ fn kept(host: &Host) -> Outcome {
 }
 
 fn passt_ends(host: &Host) -> Outcome {
-    with_route()?;
+    with_route("10.9.0")?;
     let address = "127.0.0.1:18080";
     let user = ["--net", "user", "--publish", "18080:80"];
     let pid = host.boot("web", &user)?;
@@ -206,7 +207,7 @@ fn restored(host: &Host) -> Outcome {
 }
 
 fn published(host: &Host) -> Outcome {
-    with_route()?;
+    with_route("10.9.0")?;
     let script = format!(
         "printf '%s\\n' '#!/bin/sh' '[ \"$1\" = bound ] || exit 0' \
              'ip addr add $ip/24 dev $interface' 'ip route add default via $router' >/tmp/bound

@@ -132,7 +132,10 @@ impl Devices {
             serial: Arc::new(Mutex::new(serial)),
             serial_irq,
             i8042: Arc::new(Mutex::new(I8042::new(inbox.reset_fd().map_err(host)?))),
-            power: Arc::new(Mutex::new(PowerPort::new(inbox.off_fd().map_err(host)?))),
+            power: Arc::new(Mutex::new(PowerPort::new(
+                inbox.off_fd().map_err(host)?,
+                inbox.exit_code(),
+            ))),
             events: (config.discovery == Discovery::Acpi)
                 .then(Events::new)
                 .transpose()?,

@@ -9,6 +9,7 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::power::ExitCode;
 use crate::exit::ExitReason;
 
 /// What the control thread is asked for.
@@ -71,6 +72,7 @@ pub(super) struct Inbox {
     handle: MachineHandle,
     reset: EventFd,
     off: EventFd,
+    code: ExitCode,
 }
 
 impl Inbox {
@@ -85,6 +87,7 @@ impl Inbox {
             handle,
             reset: eventfd()?,
             off: eventfd()?,
+            code: ExitCode::new(),
         })
     }
 
@@ -100,6 +103,11 @@ impl Inbox {
     /// A copy of the descriptor that a power-off is written to.
     pub(super) fn off_fd(&self) -> io::Result<EventFd> {
         self.off.try_clone()
+    }
+
+    /// Where the guest's exit code is put before it powers off.
+    pub(super) fn exit_code(&self) -> ExitCode {
+        self.code.clone()
     }
 
     /// What makes the event loop return when there is something in the inbox.
@@ -120,7 +128,11 @@ impl Inbox {
             return Some(request);
         }
         if self.off.read().is_ok() {
-            return Some(Request::End(ExitReason::Shutdown));
+            let reason = match self.code.get() {
+                Some(code) => ExitReason::Exited { code },
+                None => ExitReason::Shutdown,
+            };
+            return Some(Request::End(reason));
         }
         self.reset
             .read()

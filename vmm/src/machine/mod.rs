@@ -41,6 +41,7 @@ pub use devices::{VIRTIO_BASE, VIRTIO_GSI, VIRTIO_MAX, VirtioPlace};
 pub use error::MachineError;
 pub use handle::MachineHandle;
 pub use hints::Hinted;
+pub use power::EXIT_CODE_PORT;
 
 use crate::config::MachineConfig;
 use crate::cpu::CpuError;

@@ -5,6 +5,13 @@
 //!
 //! Behind it is the sleep control register of hardware-reduced ACPI with its status register
 //! (4.8.3.7), which means the same and is what our tables tell of.
+//!
+//! Behind these is a register of our own: a guest that is there for one process writes the process's
+//! exit code to it before it powers itself off, and the VM's end has that code. It takes a byte and
+//! keeps the last one. It is no part of the saved state: whoever writes to it powers off next.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -13,10 +20,13 @@ use crate::bus::BusDevice;
 /// I/O port; where ACPI tables of other virtual machines have it too.
 pub const PORT: u64 = 0x604;
 /// Number of ports.
-pub const PORTS: u64 = 4;
+pub const PORTS: u64 = 5;
 /// The sleep control register; its status register is the next port.
 pub const SLEEP_PORT: u64 = PORT + SLEEP_OFFSET;
 const SLEEP_OFFSET: u64 = 2;
+/// The port that takes the exit code of the guest's process.
+pub const EXIT_CODE_PORT: u64 = PORT + EXIT_CODE_OFFSET;
+const EXIT_CODE_OFFSET: u64 = 4;
 /// SLP_TYP of the one sleep state, which is off.
 pub const SLEEP_TYPE_OFF: u8 = 5;
 
@@ -25,15 +35,37 @@ const SLEEP_ENABLE: u16 = 1 << 13;
 /// The sleep control register's SLP_TYP (bits 2 to 4) and SLP_EN.
 const SLEEP_OFF: u8 = (SLEEP_TYPE_OFF << 2) | (1 << 5);
 
-/// The register.
+/// What the guest has written to the register for exit codes.
+#[derive(Clone)]
+pub(super) struct ExitCode(Arc<AtomicU16>);
+
+impl ExitCode {
+    /// Nothing was written: no byte has this value.
+    const NONE: u16 = u16::MAX;
+
+    pub(super) fn new() -> ExitCode {
+        ExitCode(Arc::new(AtomicU16::new(Self::NONE)))
+    }
+
+    fn set(&self, code: u8) {
+        self.0.store(code.into(), Ordering::Release);
+    }
+
+    pub(super) fn get(&self) -> Option<u8> {
+        u8::try_from(self.0.load(Ordering::Acquire)).ok()
+    }
+}
+
+/// The registers.
 pub(super) struct PowerPort {
     off: EventFd,
+    code: ExitCode,
 }
 
 impl PowerPort {
-    /// `off` is written when the guest powers itself off.
-    pub(super) fn new(off: EventFd) -> PowerPort {
-        PowerPort { off }
+    /// `off` is written when the guest powers itself off, `code` when it says what it ended with.
+    pub(super) fn new(off: EventFd, code: ExitCode) -> PowerPort {
+        PowerPort { off, code }
     }
 }
 
@@ -46,6 +78,10 @@ impl BusDevice for PowerPort {
         let is_off = match (offset, data) {
             (0, &[low, high]) => u16::from_le_bytes([low, high]) & SLEEP_ENABLE != 0,
             (SLEEP_OFFSET, &[value]) => value & SLEEP_OFF == SLEEP_OFF,
+            (EXIT_CODE_OFFSET, &[code]) => {
+                self.code.set(code);
+                false
+            }
             _ => false,
         };
         if is_off {
@@ -62,8 +98,9 @@ mod tests {
     #[test]
     fn both_registers_power_off_and_nothing_else_does() {
         let off = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let mut port = PowerPort::new(off.try_clone().unwrap());
-        let harmless: [(u64, &[u8]); 7] = [
+        let code = ExitCode::new();
+        let mut port = PowerPort::new(off.try_clone().unwrap(), code.clone());
+        let harmless: [(u64, &[u8]); 8] = [
             (0, &[0, 0x10]),
             (0, &[0x20]),
             (1, &[0x20]),
@@ -71,6 +108,7 @@ mod tests {
             (2, &[0x20]),
             (2, &[0x34, 0]),
             (3, &[0x80]),
+            (4, &[0x34, 0x20]),
         ];
         for (offset, data) in harmless {
             port.write(offset, data);
@@ -80,5 +118,20 @@ mod tests {
             port.write(offset, data);
             assert_eq!(off.read().unwrap(), 1);
         }
+        assert_eq!(code.get(), None);
+    }
+
+    #[test]
+    fn the_last_exit_code_is_kept_and_powers_nothing_off() {
+        let off = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let code = ExitCode::new();
+        let mut port = PowerPort::new(off.try_clone().unwrap(), code.clone());
+        for byte in [7, 255, 0] {
+            port.write(EXIT_CODE_OFFSET, &[byte]);
+            assert_eq!(code.get(), Some(byte));
+        }
+        port.write(EXIT_CODE_OFFSET, &[9, 9]);
+        assert_eq!(code.get(), Some(0));
+        assert!(off.read().is_err());
     }
 }

@@ -32,6 +32,18 @@ fn a_guest_speaks_and_powers_itself_off() {
 }
 
 #[test]
+fn a_guests_exit_code_is_told_from_the_vms_own_ends() {
+    // 12 is also what a KVM internal error ends with.
+    for exit in [0, 12, 255] {
+        // mov edx, 0x608; mov al, exit; out dx, al
+        let report = vec![0xba, 0x08, 0x06, 0, 0, 0xb0, exit, 0xee];
+        let (reason, _) = end_of(Linux64, &[report, power_off()].concat());
+        assert_eq!(reason, ExitReason::Exited { code: exit });
+        assert_eq!((reason.code(), reason.name()), (exit, "exited"));
+    }
+}
+
+#[test]
 fn a_reset_ends_the_vm() {
     // mov al, 0xfe; out 0x64, al
     let code = [&[0xb0, 0xfe, 0xe6, 0x64][..], HALT].concat();
