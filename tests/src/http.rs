@@ -30,8 +30,10 @@ pub enum Fault {
     StallAt(u64),
     /// Flips the bits of the byte at this file offset, every time.
     FlipAt(u64),
-    /// Closes the first connection at this file offset and gives every later answer another ETag,
-    /// as if the file had been replaced in between.
+    /// Closes the first connection at this file offset and gives every later answer another ETag, as
+    /// several servers behind one name may.
+    RetagAt(u64),
+    /// The same, and other bytes: the file has been replaced in between.
     ReplaceAt(u64),
     /// Answers a range request with the whole file, as a server without ranges may.
     NoRanges,
@@ -198,7 +200,8 @@ fn answer(request: &Request, stream: &mut TcpStream, shared: &Shared) -> io::Res
         }
     };
     let len = file.metadata()?.len();
-    let replaced = matches!(fault, Fault::ReplaceAt(_)) && shared.cut_done.load(Ordering::SeqCst);
+    let replaced = matches!(fault, Fault::RetagAt(_) | Fault::ReplaceAt(_))
+        && shared.cut_done.load(Ordering::SeqCst);
     let etag = if replaced { count } else { 0 };
     let (first, end, ranged) = match request.range {
         Some((first, last)) if fault != Fault::NoRanges => (
@@ -249,13 +252,14 @@ fn send_body(
     file.seek(SeekFrom::Start(first))?;
     let stop_at = match fault {
         Fault::CutAt(at) | Fault::StallAt(at) => at.max(first),
-        Fault::CutOnceAt(at) | Fault::ReplaceAt(at)
+        Fault::CutOnceAt(at) | Fault::RetagAt(at) | Fault::ReplaceAt(at)
             if (first..end).contains(&at) && !shared.cut_done.swap(true, Ordering::SeqCst) =>
         {
             at
         }
         _ => u64::MAX,
     };
+    let is_another = matches!(fault, Fault::ReplaceAt(_)) && stop_at == u64::MAX;
     let mut piece = vec![0; 64 << 10];
     let mut at = first;
     while at < end {
@@ -277,6 +281,9 @@ fn send_body(
         {
             let index = usize::try_from(flip - at).map_err(io::Error::other)?;
             piece[index] = !piece[index];
+        }
+        if is_another {
+            piece.iter_mut().for_each(|byte| *byte = !*byte);
         }
         stream.write_all(&piece[..got])?;
         shared.body_bytes.fetch_add(got_len, Ordering::SeqCst);
@@ -343,9 +350,13 @@ mod tests {
         let (_, flipped) = get(&server, "Range: bytes=1000-\r\n");
         assert_eq!(flipped[69_000], !content[70_000]);
         assert_eq!(flipped[..69_000], content[1000..70_000]);
-        server.set_fault(Fault::ReplaceAt(500));
-        assert_eq!(get(&server, "").1.len(), 500);
-        assert_ne!(get(&server, "").0, get(&server, "").0);
+        for fault in [Fault::RetagAt(500), Fault::ReplaceAt(500)] {
+            server.set_fault(fault);
+            assert_eq!(get(&server, "").1, content[..500]);
+            assert_ne!(get(&server, "").0, get(&server, "").0);
+            let same = get(&server, "").1 == content;
+            assert_eq!(same, fault == Fault::RetagAt(500));
+        }
         server.set_fault(Fault::NoRanges);
         assert_eq!(
             get(&server, "Range: bytes=10-19\r\n").1.len(),

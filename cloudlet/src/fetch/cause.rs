@@ -100,14 +100,12 @@ pub enum Cause {
     #[error("the server stopped serving ranges")]
     RangeIgnored,
     /// It is not the same file any more.
-    #[error("the file changed during the transfer: its {what} was {was} and is {now}")]
+    #[error("the file changed during the transfer: its length was {was} and is {now} bytes")]
     Changed {
-        /// Which property.
-        what: &'static str,
-        /// Its value at the start.
-        was: String,
-        /// Its value now.
-        now: String,
+        /// Its length at the start, in bytes.
+        was: u64,
+        /// Its length now.
+        now: u64,
     },
     /// A local file could not be read.
     #[error("could not read the file")]

@@ -14,6 +14,7 @@ mod cause;
 mod demand;
 pub mod head;
 mod http;
+mod identity;
 mod link;
 mod location;
 mod remote;

@@ -1,15 +1,17 @@
-//! The file to fetch: opened once, its identity remembered, every later response held against it.
+//! The file to fetch: opened once, its identity remembered, every later response held against it
+//! (`identity.rs`).
 //! The first request asks for everything from byte 0, and its connection becomes the first stream,
 //! so that opening costs one round trip and no byte twice.
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cause::Cause;
 use super::demand::Demand;
-use super::head::{ContentRange, Head};
+use super::head::Head;
 use super::http::{Connection, Context};
+use super::identity::{Ask, Identity};
 use super::link::{Kind, Link};
 use super::location::{Location, Url};
 use super::retry::Retrier;
@@ -65,7 +67,7 @@ impl Remote {
     pub fn len(&self) -> u64 {
         match &self.inner.source {
             Source::File { len, .. } => *len,
-            Source::Http(http) => http.identity().len,
+            Source::Http(http) => http.identity.len(),
         }
     }
 
@@ -80,7 +82,16 @@ impl Remote {
     pub fn supports_ranges(&self) -> bool {
         match &self.inner.source {
             Source::File { .. } => true,
-            Source::Http(http) => http.identity().ranges,
+            Source::Http(http) => http.identity.ranges(),
+        }
+    }
+
+    /// How a response differed from the first one in what a server changes with the file, in words. Its
+    /// bytes were taken all the same.
+    pub fn replaced(&self) -> Option<&str> {
+        match &self.inner.source {
+            Source::File { .. } => None,
+            Source::Http(http) => http.identity.replaced(),
         }
     }
 
@@ -136,18 +147,9 @@ pub(super) struct Http {
     origin: Url,
     /// Where redirects led the last time.
     resolved: Mutex<Url>,
-    identity: OnceLock<Identity>,
+    pub(super) identity: Identity,
     /// The connection that [`Http::open`] made, until the first stream takes it.
     first: Mutex<Option<Lane>>,
-}
-
-/// What tells this file from another one under the same URL.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Identity {
-    len: u64,
-    ranges: bool,
-    etag: Option<String>,
-    last_modified: Option<String>,
 }
 
 impl Http {
@@ -155,7 +157,7 @@ impl Http {
         let http = Http {
             origin: url.clone(),
             resolved: Mutex::new(url.clone()),
-            identity: OnceLock::new(),
+            identity: Identity::default(),
             first: Mutex::new(None),
         };
         let mut retrier = Retrier::new(Kind::Stream);
@@ -171,128 +173,16 @@ impl Http {
         Ok(http)
     }
 
-    /// Set by the first response that was admitted, before [`Http::open`] returns.
-    fn identity(&self) -> &Identity {
-        const NOTHING: &Identity = &Identity {
-            len: 0,
-            ranges: false,
-            etag: None,
-            last_modified: None,
-        };
-        self.identity.get().unwrap_or(NOTHING)
-    }
-
-    /// Checks that `head` answers a request for the bytes from `from` to `until` (exclusive, or
-    /// the end) of the same file as ever, and returns the offset at which its body starts.
-    fn admit(&self, head: &Head, from: u64, until: Option<u64>) -> Result<u64, Cause> {
-        if let Some(coding) = &head.content_encoding {
-            return Err(Cause::Coding(coding.clone()));
-        }
-        match (head.status, head.content_range) {
-            (200, _) => {
-                let len = body_length(head)?;
-                self.same_file(head, len, head.accept_ranges)?;
-                if self.identity().ranges && (from > 0 || until.is_some()) {
-                    return Err(Cause::RangeIgnored);
-                }
-                Ok(0)
-            }
-            (206, Some(ContentRange::Part { first, last, total })) => {
-                self.same_file(head, total, true)?;
-                let end = until.unwrap_or(total);
-                // `last` is below `total`, so neither of the sums below can overflow.
-                if first != from || last + 1 != end || body_length(head)? != last - first + 1 {
-                    return Err(wrong_range(from, until, format!("{first}-{last}/{total}")));
-                }
-                Ok(from)
-            }
-            (206, _) => Err(wrong_range(from, until, "none named".into())),
-            (416, Some(ContentRange::Unsatisfied { total })) => {
-                self.same_file(head, total, true)?;
-                if total == 0 && from == 0 {
-                    Ok(0)
-                } else {
-                    Err(Cause::Status(416))
-                }
-            }
-            (status, _) => Err(Cause::Status(status)),
-        }
-    }
-
-    /// The first response sets the identity, each further one has to match it.
-    fn same_file(&self, head: &Head, len: u64, ranges: bool) -> Result<(), Cause> {
-        let (etag, last_modified) = (head.etag.clone(), head.last_modified.clone());
-        let seen = Identity {
-            len,
-            ranges,
-            etag,
-            last_modified,
-        };
-        let known = self.identity.get_or_init(|| seen.clone());
-        let changed = |what, was: &Option<String>, now: &Option<String>| {
-            let show = |value: &Option<String>| value.clone().unwrap_or_else(|| "absent".into());
-            Err(Cause::Changed {
-                what,
-                was: show(was),
-                now: show(now),
-            })
-        };
-        if known.len != seen.len {
-            let (was, now) = (Some(known.len.to_string()), Some(seen.len.to_string()));
-            return changed("length", &was, &now);
-        }
-        // A 416 describes no representation, so it need not repeat the validators.
-        if head.status == 416 {
-            return Ok(());
-        }
-        if known.etag != seen.etag {
-            return changed("entity tag", &known.etag, &seen.etag);
-        }
-        if known.etag.is_none() && known.last_modified != seen.last_modified {
-            return changed("date of change", &known.last_modified, &seen.last_modified);
-        }
-        Ok(())
-    }
-
-    /// The request for the bytes from `from` to `until`.
-    fn request(&self, url: &Url, from: u64, until: Option<u64>) -> String {
-        let last = until
-            .map(|until| until.saturating_sub(1).to_string())
-            .unwrap_or_default();
-        let mut text = format!(
+    /// The request for `ask`. No If-Range: a server that makes tags of its own would send the whole.
+    fn request(&self, url: &Url, ask: Ask) -> String {
+        format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: cloudlet/{}\r\nAccept: */*\r\n\
-             Accept-Encoding: identity\r\nRange: bytes={from}-{last}\r\n",
+             Accept-Encoding: identity\r\n{}\r\n",
             url.target(),
             url.authority(),
             env!("CARGO_PKG_VERSION"),
-        );
-        // A weak tag cannot vouch for bytes (RFC 9110, 13.1.5); it is compared afterwards.
-        if let Some(etag) = self.identity.get().and_then(|known| known.etag.as_deref())
-            && !etag.starts_with("W/")
-        {
-            text.push_str("If-Range: ");
-            text.push_str(etag);
-            text.push_str("\r\n");
-        }
-        text.push_str("\r\n");
-        text
-    }
-}
-
-fn body_length(head: &Head) -> Result<u64, Cause> {
-    match head.content_length {
-        Some(length) if head.transfer_encoding.is_none() => Ok(length),
-        _ => Err(Cause::NoLength),
-    }
-}
-
-fn wrong_range(from: u64, until: Option<u64>, got: String) -> Cause {
-    let last = until
-        .map(|until| until.saturating_sub(1).to_string())
-        .unwrap_or_default();
-    Cause::WrongRange {
-        asked: format!("{from}-{last}"),
-        got,
+            ask.field(),
+        )
     }
 }
 
@@ -344,7 +234,8 @@ impl Lane {
     }
 
     /// Requests bytes `from..until` (or to the end). Afterwards the body starts at `self.at`,
-    /// which is before `from` if the server sends whole files only.
+    /// which is before `from` if the server sends whole files only; without `until` it may end before
+    /// the file does.
     pub(super) fn request(
         &mut self,
         context: &Context,
@@ -376,8 +267,10 @@ impl Lane {
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone()
         };
-        for _ in 0..=REDIRECTS_MAX {
-            let head = self.exchange(context, &url, &http.request(&url, from, until))?;
+        let mut ask = http.identity.ask(from, until);
+        let mut redirects = 0;
+        loop {
+            let head = self.exchange(context, &url, &http.request(&url, ask))?;
             if matches!(head.status, 301 | 302 | 303 | 307 | 308) {
                 // Its body is of no use; a new connection costs less than reading it.
                 self.connection = None;
@@ -387,16 +280,28 @@ impl Lane {
                     return Err(Cause::Downgrade(next.to_string()));
                 }
                 url = next;
+                redirects += 1;
+                if redirects > REDIRECTS_MAX {
+                    return Err(Cause::Redirects(REDIRECTS_MAX));
+                }
                 continue;
             }
-            self.at = http.admit(&head, from, until)?;
+            match http.identity.admit(&head, ask) {
+                Ok(start) => self.at = start,
+                Err(cause) => {
+                    // There are two ways at the most after the first: none of them leads back.
+                    ask = http.identity.other_way(ask, until, &cause).ok_or(cause)?;
+                    // Where its body ends may not be known.
+                    self.connection = None;
+                    continue;
+                }
+            }
             if head.status == 416 {
                 self.connection = None;
             }
             *http.resolved.lock().unwrap_or_else(PoisonError::into_inner) = url;
             return Ok(());
         }
-        Err(Cause::Redirects(REDIRECTS_MAX))
     }
 
     /// One request, over the connection that is there if it can carry it. A server may close an

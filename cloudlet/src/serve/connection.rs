@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustls::ServerConnection;
 
-use super::request::{HEAD_BYTES_MAX, Request, RequestError};
+use super::request::{HEAD_BYTES_MAX, Request, RequestError, lists_tag};
 use super::{Fate, Shared};
 use crate::fetch::Transport;
 
 /// Largest piece read and sent at once, in bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// The methods that there are.
+const ALLOW: &str = "Allow: GET, HEAD\r\n";
 /// Shortest answer timeout that a socket takes.
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 
@@ -74,7 +76,9 @@ impl<'a> Session<'a> {
             None => return Ok(false),
             Some(Ok(request)) => request,
             Some(Err(RequestError(status))) => {
-                self.answer_empty(status, false, "")?;
+                // RFC 9110, 15.5.6.
+                let extra = if status == 405 { ALLOW } else { "" };
+                self.answer_empty(status, false, extra)?;
                 return Ok(false);
             }
         };
@@ -112,6 +116,17 @@ impl<'a> Session<'a> {
         let Ok((file, len, etag)) = self.open(&request.path) else {
             return self.answer_empty(404, request.keep_alive, "");
         };
+        // In the order of RFC 9110, 13.2.2.
+        if let Some(list) = &request.if_match
+            && !lists_tag(list, &etag, false)
+        {
+            return self.answer_empty(412, request.keep_alive, "");
+        }
+        if let Some(list) = &request.if_none_match
+            && lists_tag(list, &etag, true)
+        {
+            return self.answer_not_modified(&etag, request.keep_alive);
+        }
         let range = request
             .range
             .filter(|_| request.if_range.as_ref().is_none_or(|tag| *tag == etag));
@@ -146,6 +161,12 @@ impl<'a> Session<'a> {
     fn answer_empty(&mut self, status: u16, keep_alive: bool, extra: &str) -> io::Result<()> {
         let start = start_of_head(status, keep_alive);
         let head = format!("{start}Content-Length: 0\r\n{extra}\r\n");
+        self.transport.write_all(head.as_bytes())
+    }
+
+    /// What the client has is what there is. A length would be the file's (RFC 9110, 8.6).
+    fn answer_not_modified(&mut self, etag: &str, keep_alive: bool) -> io::Result<()> {
+        let head = format!("{}ETag: {etag}\r\n\r\n", start_of_head(304, keep_alive));
         self.transport.write_all(head.as_bytes())
     }
 
@@ -209,9 +230,11 @@ fn start_of_head(status: u16, keep_alive: bool) -> String {
     let reason = match status {
         200 => "OK",
         206 => "Partial Content",
+        304 => "Not Modified",
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        412 => "Precondition Failed",
         416 => "Range Not Satisfiable",
         431 => "Request Header Fields Too Large",
         _ => "Error",

@@ -59,6 +59,10 @@ pub struct Request {
     pub range: Option<RangeSpec>,
     /// The range counts only for a file with this entity tag.
     pub if_range: Option<String>,
+    /// The file is wanted only if it has one of these entity tags, as the field lists them.
+    pub if_match: Option<String>,
+    /// The file is wanted only if it has none of these.
+    pub if_none_match: Option<String>,
     /// Whether another request may follow.
     pub keep_alive: bool,
 }
@@ -86,9 +90,11 @@ impl Request {
         };
         let mut request = Request {
             head_only,
-            path: decode_path(parsed.path.unwrap_or_default())?,
+            path: decode_path(origin_form(parsed.path.unwrap_or_default()))?,
             range: None,
             if_range: None,
+            if_match: None,
+            if_none_match: None,
             keep_alive: parsed.version == Some(1),
         };
         let mut ranges = 0;
@@ -101,6 +107,8 @@ impl Request {
                 "if-range" => {
                     request.if_range = Some(String::from_utf8_lossy(field.value).into_owned());
                 }
+                "if-match" => add_to_list(&mut request.if_match, field.value),
+                "if-none-match" => add_to_list(&mut request.if_none_match, field.value),
                 "connection" => {
                     let options = String::from_utf8_lossy(field.value).to_ascii_lowercase();
                     request.keep_alive &= !options.split(',').any(|one| one.trim() == "close");
@@ -115,6 +123,62 @@ impl Request {
             request.range = None;
         }
         Ok(Some((request, length)))
+    }
+}
+
+/// A target as a client writes it to the server itself. One in absolute form, as to a proxy, has scheme
+/// and host before that, and every server takes it (RFC 9112, 3.2.2); which host is meant does not
+/// matter here.
+fn origin_form(target: &str) -> &str {
+    let scheme = ["http://", "https://"].into_iter().find(|scheme| {
+        let start = target.get(..scheme.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    });
+    let Some(rest) = scheme.and_then(|scheme| target.get(scheme.len()..)) else {
+        return target;
+    };
+    match rest.find(['/', '?']) {
+        Some(end) => &rest[end..],
+        None => "/",
+    }
+}
+
+/// A field that may be there several times is one list (RFC 9110, 5.3).
+fn add_to_list(list: &mut Option<String>, value: &[u8]) {
+    let value = String::from_utf8_lossy(value);
+    match list {
+        Some(list) => {
+            list.push(',');
+            list.push_str(&value);
+        }
+        None => *list = Some(value.into_owned()),
+    }
+}
+
+/// Whether the entity tag `tag`, a strong one, is in `list` (RFC 9110, 13.1.1 and 13.1.2): `*` is any,
+/// and a weak tag of the list counts only for a `weak` comparison. What is behind a malformed tag is not
+/// read.
+pub(super) fn lists_tag(list: &str, tag: &str, weak: bool) -> bool {
+    if list.trim() == "*" {
+        return true;
+    }
+    let mut rest = list;
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        let (is_weak, quoted) = match rest.strip_prefix("W/") {
+            Some(quoted) => (true, quoted),
+            None => (false, rest),
+        };
+        let inner = quoted.strip_prefix('"');
+        let Some((opaque, behind)) = inner.and_then(|inner| inner.split_once('"')) else {
+            return false;
+        };
+        if (weak || !is_weak)
+            && tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')) == Some(opaque)
+        {
+            return true;
+        }
+        rest = behind;
     }
 }
 
@@ -198,10 +262,83 @@ mod tests {
             let result = parse(&format!("GET {path} HTTP/1.1\r\n\r\n"));
             assert_eq!(result, Err(NOT_FOUND), "{path}");
         }
-        for path in ["x", "/%", "/%2", "/%zz", "http://h/x"] {
+        for path in [
+            "x",
+            "/%",
+            "/%2",
+            "/%zz",
+            "ftp://h/x",
+            "http:/x",
+            "http:x",
+            "*",
+        ] {
             let result = parse(&format!("GET {path} HTTP/1.1\r\n\r\n"));
             assert_eq!(result, Err(BAD_REQUEST), "{path}");
         }
+    }
+
+    #[test]
+    fn targets_in_absolute_form_mean_the_same() {
+        for target in [
+            "http://h/a/b",
+            "HTTP://h:8080/a/b?x=/y",
+            "https://[::1]/a/b",
+        ] {
+            let request = parse(&format!("GET {target} HTTP/1.1\r\n\r\n"));
+            assert_eq!(
+                request.map(|request| request.path),
+                Ok("a/b".to_owned()),
+                "{target}"
+            );
+        }
+        for target in [
+            "http://h",
+            "http://h?a/b",
+            "http://h/../x",
+            "http:///",
+            "http://h//x",
+        ] {
+            let request = parse(&format!("GET {target} HTTP/1.1\r\n\r\n"));
+            let refused = matches!(request, Err(NOT_FOUND | BAD_REQUEST));
+            assert!(refused, "{target}: {request:?}");
+        }
+    }
+
+    #[test]
+    fn entity_tags_are_found_in_lists() {
+        let tag = "\"a-b\"";
+        for list in [
+            "*",
+            " * ",
+            "\"a-b\"",
+            "\"x\", \"a-b\"",
+            "\"x,\",,\"a-b\"",
+            "W/\"x\" ,\t\"a-b\"",
+        ] {
+            assert!(
+                lists_tag(list, tag, true) && lists_tag(list, tag, false),
+                "{list}"
+            );
+        }
+        let weak = "\"x\", W/\"a-b\"";
+        assert!(lists_tag(weak, tag, true) && !lists_tag(weak, tag, false));
+        for list in [
+            "",
+            ",",
+            "a-b",
+            "\"a-b",
+            "\"a-b,\"",
+            "w/\"a-b\"",
+            "x, \"a-b\"",
+            "\"\"",
+            "*, *",
+        ] {
+            assert!(!lists_tag(list, tag, true), "{list}");
+        }
+        let twice = "GET /x HTTP/1.1\r\nIf-None-Match: \"x\"\r\nIf-None-Match: \"a-b\"\r\nIf-Match: *\r\n\r\n";
+        let request = parse(twice).expect("fine");
+        assert_eq!(request.if_none_match.as_deref(), Some("\"x\",\"a-b\""));
+        assert_eq!(request.if_match.as_deref(), Some("*"));
     }
 
     #[test]

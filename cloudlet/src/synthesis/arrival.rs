@@ -243,6 +243,17 @@ impl Arrival {
         self.remote.link().close();
     }
 
+    /// What to say of `error`. Other bytes than the author's may be those of another version.
+    fn words(&self, error: &Error) -> String {
+        let words = chain(error);
+        match self.remote.replaced() {
+            Some(how) => {
+                format!("{words} (the file may have been replaced during the transfer: {how})")
+            }
+            None => words,
+        }
+    }
+
     /// Ends the arrival with a reason; the first one counts.
     pub fn fail(&self, reason: String) {
         if !self.ended.swap(true, Ordering::AcqRel) {
@@ -351,7 +362,7 @@ fn spawn(
         )),
         Ok(()) => match body() {
             Ok(()) | Err(Error::Fetch(FetchError::Cancelled)) => {}
-            Err(error) => arrival.fail(chain(&error)),
+            Err(error) => arrival.fail(arrival.words(&error)),
         },
     };
     std::thread::Builder::new()

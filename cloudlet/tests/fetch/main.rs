@@ -329,29 +329,34 @@ fn closing_the_link_ends_everything_at_once() {
 }
 
 #[test]
-fn a_file_that_changes_is_an_error() {
+fn a_file_of_another_length_is_an_error_and_one_with_another_tag_is_noted() {
     let folder = Folder::new(1_000_000);
     let server = serve(&folder, ServeOptions::default());
     let remote = Remote::open(&http(&server), impatient(), &Link::new(None)).expect("opens");
     let mut demand = remote.demand();
     demand.read_range(0, &mut [0; 10]).expect("still the same");
-    folder.replace(&noise(7, 1_000_000));
-    let error = demand.read_range(10, &mut [0; 10]).expect_err("changed");
-    let what = "entity tag";
-    assert!(
-        matches!(&error, Error::Transfer { cause: Cause::Changed { what: w, .. }, tries: 1, .. } if *w == what),
-        "{error:?}"
-    );
+    assert_eq!(remote.replaced(), None);
+    let other = noise(7, 1_000_000);
+    folder.replace(&other);
+    let mut bytes = [0; 10];
+    demand.read_range(10, &mut bytes).expect("hashes decide");
+    assert_eq!(bytes, other[10..20]);
+    let said = remote.replaced().expect("noted");
+    assert!(said.starts_with("its entity tag was \""), "{said}");
     folder.replace(&noise(7, 1_000_001));
-    let mut stream = remote.stream(900_000);
-    let error = stream.read_some(&mut [0; 10]).expect_err("changed");
-    assert!(matches!(
-        error,
+    let changed = |error| match error {
         Error::Transfer {
-            cause: Cause::Changed { what: "length", .. },
+            cause: Cause::Changed { was, now },
+            tries: 1,
             ..
-        }
-    ));
+        } => (was, now),
+        error => panic!("{error:?}"),
+    };
+    let error = demand.read_range(10, &mut bytes).expect_err("longer");
+    assert_eq!(changed(error), (1_000_000, 1_000_001));
+    let mut stream = remote.stream(900_000);
+    let error = stream.read_some(&mut [0; 10]).expect_err("longer");
+    assert_eq!(changed(error), (1_000_000, 1_000_001));
 }
 
 #[test]

@@ -80,6 +80,44 @@ fn ranges_heads_and_tags() {
     assert_eq!(two.matches("HTTP/1.1 20").count(), 2, "{two}");
 }
 
+/// What a client has already is not sent again, and what it no longer finds is not sent at all.
+#[test]
+fn conditions_are_heeded() {
+    let folder = Folder::new(0);
+    folder.replace(b"0123456789");
+    let server = serve(&folder, ServeOptions::default());
+    let all = get(&server, "/file.bin", "");
+    let tag = all.lines().find_map(|line| line.strip_prefix("ETag: "));
+    let tag = tag.expect("a tag");
+    for fresh in [tag, "*", &format!("W/{tag}"), &format!("\"x\", {tag}")] {
+        let field = format!("If-None-Match: {fresh}\r\n");
+        for request in [field.clone(), format!("Range: bytes=2-4\r\n{field}")] {
+            let answer = get(&server, "/file.bin", &request);
+            assert!(answer.starts_with("HTTP/1.1 304 "), "{fresh}: {answer}");
+            assert!(answer.contains(&format!("ETag: {tag}\r\n")), "{answer}");
+            let no_body = answer.ends_with("\r\n\r\n") && !answer.contains("Content-Length");
+            assert!(no_body, "{answer}");
+        }
+    }
+    let stale = get(&server, "/file.bin", "If-None-Match: \"x\"\r\n");
+    assert!(stale.ends_with("\r\n\r\n0123456789"), "{stale}");
+    let missing = get(&server, "/missing", "If-None-Match: *\r\n");
+    assert!(missing.starts_with("HTTP/1.1 404 "), "{missing}");
+    let gone = get(&server, "/file.bin", "If-Match: \"x\"\r\n");
+    assert!(gone.starts_with("HTTP/1.1 412 "), "{gone}");
+    let there = get(&server, "/file.bin", &format!("If-Match: {tag}\r\n"));
+    assert!(there.starts_with("HTTP/1.1 200 "), "{there}");
+    // The connection carries the next request.
+    let two = format!(
+        "GET /file.bin HTTP/1.1\r\nIf-None-Match: {tag}\r\n\r\nGET /file.bin HTTP/1.0\r\n\r\n"
+    );
+    let two = ask(&server, &two);
+    assert!(
+        two.starts_with("HTTP/1.1 304 ") && two.ends_with("0123456789"),
+        "{two}"
+    );
+}
+
 #[test]
 fn nothing_outside_the_directory_is_served() {
     let outer = Folder::new(1000);
@@ -95,7 +133,7 @@ fn nothing_outside_the_directory_is_served() {
     rustix::fs::mkfifoat(rustix::fs::CWD, inside.join("fifo"), rustix::fs::Mode::RUSR)
         .expect("a FIFO");
     let server = Server::bind(&inside, "127.0.0.1:0", ServeOptions::default()).expect("a server");
-    for fine in ["/ok", "/link", "/%6fk"] {
+    for fine in ["/ok", "/link", "/%6fk", "http://elsewhere:1/ok"] {
         assert!(get(&server, fine, "").ends_with("\r\n\r\nfine"), "{fine}");
     }
     for bad in [
@@ -114,6 +152,8 @@ fn nothing_outside_the_directory_is_served() {
         "//etc/passwd",
         "/etc/passwd",
         "/missing",
+        "http://elsewhere/../file.bin",
+        "http://elsewhere",
     ] {
         let answer = get(&server, bad, "");
         assert!(answer.starts_with("HTTP/1.1 404 "), "{bad}: {answer}");
@@ -130,6 +170,8 @@ fn nothing_outside_the_directory_is_served() {
             answer.starts_with(&format!("HTTP/1.1 {status} ")),
             "{request:?}: {answer}"
         );
+        let allows = answer.contains("\r\nAllow: GET, HEAD\r\n");
+        assert_eq!(allows, status == "405", "{request:?}: {answer}");
     }
 }
 

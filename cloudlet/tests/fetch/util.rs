@@ -159,9 +159,14 @@ fn read_head(socket: &mut TcpStream) -> Option<String> {
 
 /// The first offset of the request's range.
 pub(crate) fn asked_from(request: &str) -> usize {
+    asked_range(request).expect("a range").0
+}
+
+/// First and last offset of the request's range, if there is one.
+pub(crate) fn asked_range(request: &str) -> Option<(usize, Option<usize>)> {
     let spec = request
         .lines()
-        .find_map(|line| line.strip_prefix("Range: bytes="));
-    let first = spec.and_then(|spec| spec.split('-').next());
-    first.and_then(|first| first.parse().ok()).expect("a range")
+        .find_map(|line| line.strip_prefix("Range: bytes="))?;
+    let (first, last) = spec.split_once('-')?;
+    Some((first.parse().ok()?, last.parse().ok()))
 }
