@@ -2,7 +2,9 @@
 //! and nothing through a link.
 //!
 //! A file is written under a name of its own and renamed when it is whole; one that does not become
-//! whole is removed again.
+//! whole is removed again. In the place of a file it takes that one's owner and mode. A link is
+//! replaced, whoever made it: it may be one that came with an earlier tree. What is neither file nor link
+//! stays.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -11,7 +13,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid,
+};
 use rustix::io::Errno;
 
 use super::{DEPTH_MAX, Entry, Error, Invalid, Meta, check_name};
@@ -244,6 +248,7 @@ impl Receiver {
             return Err(Error::Slash(shown.clone()));
         }
         let (directory, name, shown) = self.locate(name)?;
+        replaced(directory.as_fd(), &name, &shown)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
@@ -304,9 +309,22 @@ impl Receiver {
                 source,
             })?;
         }
-        self.set_attributes(partial.file.as_fd(), partial.meta)
-            .map_err(failed("set the attributes of", &partial.shown))?;
         let directory = &partial.directory;
+        let meta = match replaced(directory.as_fd(), &partial.name, &partial.shown)? {
+            Some(file) => {
+                take_owner(partial.file.as_fd(), &file)
+                    .map_err(failed("keep the owner of", &partial.shown))?;
+                // No more bits than a mode has.
+                let mode = u16::try_from(file.st_mode & 0o7777).unwrap_or(0);
+                Meta {
+                    mode,
+                    ..partial.meta
+                }
+            }
+            None => partial.meta,
+        };
+        self.set_attributes(partial.file.as_fd(), meta)
+            .map_err(failed("set the attributes of", &partial.shown))?;
         rustix::fs::renameat(directory, &partial.temporary, directory, &partial.name)
             .map_err(failed("put in place", &partial.shown))?;
         partial.renamed = true;
@@ -319,6 +337,7 @@ impl Receiver {
             return Err(Invalid::Order.into());
         }
         let (directory, name, shown) = self.locate(name)?;
+        replaced(directory.as_fd(), &name, &shown)?;
         let make = |name: &str| rustix::fs::symlinkat(OsStr::from_bytes(target), &directory, name);
         let (temporary, ()) = with_fresh_name(make).map_err(failed("make the link", &shown))?;
         let times = timestamps(meta);
@@ -356,6 +375,43 @@ fn beside(path: &Path) -> Result<Place, Error> {
         slash: path.as_os_str().as_bytes().ends_with(b"/"),
         shown: path.to_owned(),
     })
+}
+
+/// The regular file that is to be replaced; nothing where there is none, or a link.
+fn replaced(directory: BorrowedFd<'_>, name: &OsStr, shown: &Path) -> Result<Option<Stat>, Error> {
+    match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Ok(Some(stat)),
+            // A directory is the renaming's to refuse.
+            FileType::Directory => Ok(None),
+            // One such as /dev/stdout is meant as what it leads to.
+            FileType::Symlink if !leads_to_special(directory, name) => Ok(None),
+            _ => Err(Error::Special(shown.to_owned())),
+        },
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(failed("examine", shown)(error)),
+    }
+}
+
+/// Whether the link leads to what is neither file nor directory; one that leads nowhere does not.
+fn leads_to_special(directory: BorrowedFd<'_>, link: &OsStr) -> bool {
+    let target = rustix::fs::statat(directory, link, AtFlags::empty());
+    target.is_ok_and(|stat| {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        !matches!(kind, FileType::RegularFile | FileType::Directory)
+    })
+}
+
+/// Gives `file` the owner and the group of `old`, where they differ from what it has: only a privileged
+/// process may set others than its own.
+fn take_owner(file: BorrowedFd<'_>, old: &Stat) -> rustix::io::Result<()> {
+    let new = rustix::fs::fstat(file)?;
+    let differs = |old: u32, new: u32| (old != new).then_some(old);
+    rustix::fs::fchown(
+        file,
+        differs(old.st_uid, new.st_uid).map(Uid::from_raw),
+        differs(old.st_gid, new.st_gid).map(Gid::from_raw),
+    )
 }
 
 /// Makes something under a name that nothing has yet.

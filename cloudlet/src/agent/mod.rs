@@ -86,7 +86,7 @@ pub fn connect(path: &Path) -> Result<UnixStream, Error> {
     match shake_hands(&mut stream, PORT) {
         Ok(()) => Ok(stream),
         Err(ClientError::Handshake(said)) if said.is_empty() => Err(Error::NoAgent),
-        Err(ClientError::Io(error)) if is_timeout(&error) => Err(Error::Silent),
+        Err(ClientError::Io(error)) if vsock::is_timeout(&error) => Err(Error::Silent),
         // The guest's driver started, which drops who was there before.
         Err(ClientError::Io(error)) if is_hang_up(&error) => Err(Error::NoAgent),
         Err(error) => Err(Error::Handshake(error)),
@@ -113,13 +113,6 @@ pub fn connect_within(path: &Path, limit: Duration) -> Result<UnixStream, Error>
             Err(error) => return Err(error),
         }
     }
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-    )
 }
 
 fn is_hang_up(error: &io::Error) -> bool {
@@ -151,8 +144,12 @@ impl Session {
         session.outgoing.request(request)?;
         match session.incoming.reply() {
             Ok(Reply::Hello(_)) => {}
+            // It serves nobody else now.
+            Ok(Reply::Error(why)) => return Err(Error::Refused(words(why))),
             Ok(_) => return Err(Error::Unexpected),
-            Err(connection::Error::Io(error)) if is_timeout(&error) => return Err(Error::Silent),
+            Err(connection::Error::Io(error)) if vsock::is_timeout(&error) => {
+                return Err(Error::Silent);
+            }
             Err(error) => return Err(error.into()),
         }
         session.stream.set_read_timeout(None).map_err(io)?;

@@ -185,3 +185,61 @@ fn special_files_are_left_out() {
     assert_eq!(got.unwrap().skipped, 1);
     assert_eq!(listing(&path("to")).len(), 1);
 }
+
+/// In both directions, as they are received by the same code.
+#[test]
+fn what_is_in_the_place_of_a_file_decides_what_becomes_of_it() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let agent = Agent::start();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("new"), b"new").unwrap();
+    fs::set_permissions(path("new"), fs::Permissions::from_mode(0o755)).unwrap();
+    // Only root can have files of others.
+    let is_root = fs::metadata(dir.path()).unwrap().uid() == 0;
+    for way in ["put", "get"] {
+        let copy = |to: &Path| match way {
+            "put" => agent::put(agent.connect(), &path("new"), to.as_os_str(), &mut nothing),
+            _ => agent::get(agent.connect(), path("new").as_os_str(), to, &mut nothing),
+        };
+        let within = path(way);
+        fs::create_dir(&within).unwrap();
+        // By its own name, and as the name of one in a directory.
+        for (file, to) in [("old", within.join("old")), ("new", within.clone())] {
+            let file = within.join(file);
+            fs::write(&file, b"something older").unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+            if is_root {
+                chown(&file, Some(1234), Some(4321)).unwrap();
+            }
+            let before = fs::metadata(&file).unwrap();
+            copy(&to).unwrap();
+            let after = fs::metadata(&file).unwrap();
+            assert_eq!(fs::read(&file).unwrap(), b"new");
+            assert_eq!(after.mode(), before.mode(), "{way}");
+            assert_eq!(
+                (after.uid(), after.gid()),
+                (before.uid(), before.gid()),
+                "{way}"
+            );
+        }
+        fs::write(path("target"), b"target").unwrap();
+        let link = within.join("link");
+        symlink(path("target"), &link).unwrap();
+        copy(&link).unwrap();
+        assert!(!fs::symlink_metadata(&link).unwrap().is_symlink(), "{way}");
+        assert_eq!(fs::metadata(&link).unwrap().mode() & 0o777, 0o755);
+        assert_eq!(fs::read(path("target")).unwrap(), b"target", "{way}");
+        // Neither one of these nor a link to it is replaced.
+        let fifo = within.join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+        symlink(&fifo, within.join("to-fifo")).unwrap();
+        for name in ["fifo", "to-fifo"] {
+            let before = fs::symlink_metadata(within.join(name)).unwrap();
+            let error = copy(&within.join(name)).unwrap_err().to_string();
+            assert!(error.contains("neither a file nor"), "{way}: {error}");
+            let after = fs::symlink_metadata(within.join(name)).unwrap();
+            assert_eq!(after.ino(), before.ino(), "{way}");
+        }
+    }
+}

@@ -12,6 +12,7 @@ use std::time::Duration;
 use cloudlet::agent::{self, Error};
 use cloudlet_agent::connection::{self, Incoming, Outgoing};
 use cloudlet_agent::protocol::{self, End, Exec, Hello, Reply, Request, Stream, WINDOW};
+use cloudlet_agent::server::SESSIONS_MAX;
 use cloudlet_agent::tree::{Entry, Meta};
 
 use crate::util::{Agent, listing, shell, streams};
@@ -285,4 +286,20 @@ fn the_agent_survives_any_host() {
         agent.shell("true", b"").result.is_ok().then_some(())
     });
     assert!(Path::new(&format!("/proc/{}", agent.pid())).exists());
+}
+
+/// It says so instead of its hello.
+#[test]
+fn an_agent_that_serves_enough_says_so() {
+    let agent = Agent::start();
+    let sessions: Vec<_> = (0..SESSIONS_MAX).map(|_| agent.connect()).collect();
+    for mut session in &sessions {
+        // Served, when it greets.
+        session.read_exact(&mut [0]).unwrap();
+    }
+    let busy = format!("serves {SESSIONS_MAX} sessions already");
+    let error = agent.shell("true", b"").result.unwrap_err().to_string();
+    assert!(error.contains(&busy), "{error}");
+    let error = agent::sync(agent.connect()).unwrap_err().to_string();
+    assert!(error.contains(&busy), "{error}");
 }
