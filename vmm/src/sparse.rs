@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 
 /// Granularity of holes that are kept.
 const PAGE: usize = 4096;
@@ -45,11 +45,19 @@ fn seek(file: &File, at: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
         return Ok(Some(found));
     }
     let error = io::Error::last_os_error();
-    if error.raw_os_error() == Some(libc::ENXIO) {
-        Ok(None)
-    } else {
-        Err(error)
+    match error.raw_os_error() {
+        Some(libc::ENXIO) => Ok(None),
+        // A block device knows of no holes: all of it is data.
+        Some(libc::EINVAL) if is_block_device(file) => {
+            Ok((whence == libc::SEEK_DATA).then_some(at.cast_unsigned()))
+        }
+        _ => Err(error),
     }
+}
+
+fn is_block_device(file: &File) -> bool {
+    let metadata = file.metadata();
+    metadata.is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
 /// Writes `bytes`, which begin on a page, to `offset`: not the pages that are zero, and neighbours

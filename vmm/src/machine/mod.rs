@@ -49,6 +49,8 @@ use crate::cpu::thread::{ANSWER_MAX, Shared, Vcpu, VcpuThread};
 use crate::devices::disk::Disk;
 use crate::devices::rate::Limits;
 use crate::devices::serial::{Output, Serial};
+use crate::devices::virtio::DeviceError;
+use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::{NetBackend, NetStats};
 use crate::devices::virtio::vsock::HostSocket;
 use crate::exit::ExitReason;
@@ -419,6 +421,21 @@ impl Machine {
     /// What the network cards say of themselves, in their order.
     pub fn nets(&self) -> impl Iterator<Item = &NetStats> {
         self.devices.nets()
+    }
+
+    /// How often virtio devices have stopped because of their driver or the host.
+    #[must_use]
+    pub fn device_failures(&self) -> u64 {
+        let failures = self.devices.transports().map(MmioTransport::failures);
+        failures.fold(0, u64::saturating_add)
+    }
+
+    /// Which virtio devices have stopped, and why, each told once.
+    #[must_use]
+    pub fn take_device_errors(&self) -> Vec<(&'static str, DeviceError)> {
+        let transports = self.devices.transports();
+        let error = |transport: &MmioTransport| Some((transport.name(), transport.take_error()?));
+        transports.filter_map(error).collect()
     }
 
     /// Where the virtio devices sit, in their order.

@@ -138,6 +138,7 @@ pub(crate) fn constants() -> Vec<(&'static str, u64)> {
         KVM_IOCTLS
             .iter()
             .chain(UFFD_IOCTLS)
+            .chain(BLOCK_IOCTLS)
             .chain(TUN_IOCTLS)
             .map(|&(name, ioctl)| (name, ioctl.number())),
     );
@@ -291,6 +292,9 @@ pub(crate) const UFFD_IOCTLS: &[(&str, Ioctl)] = &[
     ("UFFDIO_API", iowr(UFFD, 0x3f, 24)),
     ("USERFAULTFD_IOC_NEW", io(UFFD, 0x00)),
 ];
+
+/// The ioctls of include/uapi/linux/fs.h for block devices that are of use once one is open.
+pub(crate) const BLOCK_IOCTLS: &[(&str, Ioctl)] = &[("BLKGETSIZE64", ior(0x12, 114, 8))];
 
 /// 'T' of include/uapi/linux/if_tun.h.
 const TUN: u8 = b'T';

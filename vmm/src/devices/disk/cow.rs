@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::faults::{self, DiskFaults, FaultKind};
 use super::layer::Layer;
 use super::map::{BlockKind, BlockRun};
+use super::medium::{Medium, SECTOR_BYTES};
 use super::pending::PendingBlocks;
 use super::{BLOCK, BLOCK_U64, BlockNumber, SECTOR};
 use crate::devices::virtio::GuestRam;
@@ -62,8 +64,10 @@ pub struct Disk {
 pub(super) struct Shared {
     base: Option<File>,
     base_bytes: u64,
+    sector_bytes: u32,
     bytes: u64,
     layer: Option<Layer>,
+    faults: faults::Counted,
     pending: Mutex<PendingBlocks>,
     /// Raised when what a parked request waits for has arrived.
     arrived: EventFd,
@@ -84,14 +88,11 @@ impl Disk {
     /// # Errors
     /// When its size is no disk's or the system refuses.
     pub fn read_only(base: File) -> Result<Self, DiskError> {
-        let bytes = base
-            .metadata()
-            .map_err(|source| DiskError::Io("examined", source))?
-            .len();
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
-            return Err(DiskError::Size(bytes));
+        let medium = examine(&base)?;
+        if medium.bytes == 0 || !medium.bytes.is_multiple_of(SECTOR) {
+            return Err(DiskError::Size(medium.bytes));
         }
-        Self::with(Some(base), bytes, bytes, None)
+        Self::with(Some((base, medium)), medium.bytes, None)
     }
 
     /// A disk of the layer's size: `base` (zeros where it ends, or where there is none) under
@@ -100,13 +101,9 @@ impl Disk {
     /// # Errors
     /// When the base is larger than the disk or the system refuses.
     pub fn new(base: Option<File>, layer: Layer) -> Result<Self, DiskError> {
-        let base_bytes = match &base {
-            Some(base) => base
-                .metadata()
-                .map_err(|source| DiskError::Io("examined", source))?
-                .len(),
-            None => 0,
-        };
+        let examined = |base| examine(&base).map(|medium| (base, medium));
+        let base = base.map(examined).transpose()?;
+        let base_bytes = base.as_ref().map_or(0, |(_, medium)| medium.bytes);
         let bytes = layer.virtual_bytes();
         if base_bytes > bytes {
             return Err(DiskError::BaseTooLarge {
@@ -114,24 +111,25 @@ impl Disk {
                 disk: bytes,
             });
         }
-        Self::with(base, base_bytes, bytes, Some(layer))
+        Self::with(base, bytes, Some(layer))
     }
 
     fn with(
-        base: Option<File>,
-        base_bytes: u64,
+        base: Option<(File, Medium)>,
         bytes: u64,
         layer: Option<Layer>,
     ) -> Result<Self, DiskError> {
         let arrived = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
             .map_err(|source| DiskError::Io("given an eventfd", source))?;
-        let pending = Mutex::new(PendingBlocks::none());
+        let (base, medium) = base.unzip();
         let shared = Shared {
             base,
-            base_bytes,
+            base_bytes: medium.map_or(0, |medium| medium.bytes),
+            sector_bytes: medium.map_or(SECTOR_BYTES, |medium| medium.sector_bytes),
             bytes,
             layer,
-            pending,
+            faults: faults::Counted::default(),
+            pending: Mutex::new(PendingBlocks::none()),
             arrived,
         };
         Ok(Self {
@@ -142,6 +140,26 @@ impl Disk {
     /// Size in bytes, a multiple of 512.
     pub fn bytes(&self) -> u64 {
         self.shared.bytes
+    }
+
+    /// Bytes of the sectors that the guest is to count in, if it has not seen others: 512 to 4096.
+    pub fn sector_bytes(&self) -> u32 {
+        self.shared.sector_bytes
+    }
+
+    /// What the host could not do for the guest so far.
+    pub fn faults(&self) -> DiskFaults {
+        self.shared.faults.get()
+    }
+
+    /// How many there were, for whoever asks often.
+    pub fn fault_count(&self) -> u64 {
+        self.shared.faults.total()
+    }
+
+    /// Counts a request of the guest that failed, if the host is to blame.
+    pub(crate) fn count_fault(&self, kind: FaultKind, error: &DiskError) {
+        self.shared.faults.count(kind, error);
     }
 
     /// Size in blocks; the last one may be cut short by the disk's end.
@@ -461,6 +479,10 @@ impl Disk {
         }
         Ok(())
     }
+}
+
+fn examine(base: &File) -> Result<Medium, DiskError> {
+    Medium::of(base).map_err(|source| DiskError::Io("examined", source))
 }
 
 impl Shared {

@@ -14,6 +14,7 @@ use imago::qcow2::Qcow2;
 use imago::{FormatAccess, Mapping};
 use thiserror::Error;
 
+use super::medium::bytes_of;
 use super::{LAYER_BYTES_MAX, SECTOR};
 
 /// What a qcow2 image begins with.
@@ -57,6 +58,12 @@ pub enum Qcow2Error {
     /// It was in use, or is broken.
     #[error("it was not closed in order, or is damaged: see `qemu-img check -r all IMAGE`")]
     Unclean,
+    /// Its tables lead beyond its end.
+    #[error(
+        "parts of it are missing: it is longer by what its tables say (was it copied whole? see \
+         `qemu-img check IMAGE`)"
+    )]
+    Cut,
     /// An encrypted image.
     #[error("it is encrypted")]
     Encrypted,
@@ -98,14 +105,20 @@ pub fn is_qcow2(file: &File) -> io::Result<bool> {
     }
 }
 
+fn big_endian_u32(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {
+    let mut field = [0; 4];
+    field.copy_from_slice(bytes.get(at..at + 4).unwrap_or(&[0; 4]));
+    u32::from_be_bytes(field)
+}
+
+fn big_endian_u64(bytes: &[u8; HEADER_BYTES], at: usize) -> u64 {
+    u64::from(big_endian_u32(bytes, at)) << 32 | u64::from(big_endian_u32(bytes, at + 4))
+}
+
 /// The header, as far as its fields decide whether the image can be used. All are big-endian.
 fn check_header(bytes: &[u8; HEADER_BYTES]) -> Result<u64, Qcow2Error> {
-    let word = |at: usize| {
-        let mut field = [0; 4];
-        field.copy_from_slice(bytes.get(at..at + 4).unwrap_or(&[0; 4]));
-        u32::from_be_bytes(field)
-    };
-    let long = |at: usize| u64::from(word(at)) << 32 | u64::from(word(at + 4));
+    let word = |at: usize| big_endian_u32(bytes, at);
+    let long = |at: usize| big_endian_u64(bytes, at);
     if !bytes.starts_with(&MAGIC) {
         return Err(Qcow2Error::Magic);
     }
@@ -145,6 +158,68 @@ fn check_header(bytes: &[u8; HEADER_BYTES]) -> Result<u64, Qcow2Error> {
     Ok(size)
 }
 
+/// Bits of a table's entry that are the offset of a table or of a cluster's contents.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// The second-level entry is of a compressed cluster; its contents are zeros.
+const COMPRESSED: u64 = 1 << 62;
+const ZERO: u64 = 1;
+
+/// Looks whether everything that the tables name lies within the image's `bytes`: what is read behind
+/// the end of a file is zeros, and so would be what is missing.
+///
+/// As `qemu-img check` does, a cluster that begins before the end is taken for one that was not
+/// allocated whole, which is the case with the last one of a good image.
+///
+/// # Errors
+/// `UnexpectedEof` if something does not; the system's.
+fn check_tables(
+    image: &File,
+    bytes: u64,
+    header: &[u8; HEADER_BYTES],
+    size: u64,
+) -> io::Result<()> {
+    let cluster_bits = big_endian_u32(header, 20);
+    let entries = size.div_ceil(1 << (2 * cluster_bits - 3));
+    let within = |end: Option<u64>| end.filter(|end| *end <= bytes).map(drop);
+    let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let first_level = big_endian_u64(header, 40);
+    within(first_level.checked_add(8 * entries)).ok_or_else(cut)?;
+    // A cluster, of 2 MiB at the most.
+    let mut table = vec![0; 1 << cluster_bits];
+    let mut entry = [0; 8];
+    for index in 0..entries {
+        image.read_exact_at(&mut entry, first_level + 8 * index)?;
+        let at = u64::from_be_bytes(entry) & OFFSET;
+        if at == 0 {
+            continue;
+        }
+        within(at.checked_add(1 << cluster_bits)).ok_or_else(cut)?;
+        image.read_exact_at(&mut table, at)?;
+        let (entries, _) = table.as_chunks::<8>();
+        let all_there = entries
+            .iter()
+            .all(|entry| is_there(u64::from_be_bytes(*entry), cluster_bits, bytes));
+        if !all_there {
+            return Err(cut());
+        }
+    }
+    Ok(())
+}
+
+/// Whether what a second-level entry names is in a file of `bytes` bytes.
+fn is_there(entry: u64, cluster_bits: u32, bytes: u64) -> bool {
+    if entry & COMPRESSED == 0 {
+        let at = entry & OFFSET;
+        return at == 0 || entry & ZERO != 0 || at < bytes;
+    }
+    // Offset, and how many sectors follow the one that it is in; the last one may be cut short.
+    let offset_bits = 62 - (cluster_bits - 8);
+    let at = entry & ((1 << offset_bits) - 1);
+    let more = (entry & !COMPRESSED & !(1 << 63)) >> offset_bits;
+    let last = (at / SECTOR + more) * SECTOR;
+    at < bytes && last < bytes
+}
+
 /// Copies what the guest is to see of the qcow2 image `image` into `out`, an empty file, with holes
 /// where the image has nothing or zeros, and returns the disk's size. At most `room` bytes are
 /// written. `progress` is told how many bytes of how many are there.
@@ -169,6 +244,11 @@ pub fn copy(
         }
     }
     let size = check_header(&header)?;
+    let bytes = bytes_of(&image).map_err(failed("examined"))?;
+    check_tables(&image, bytes, &header, size).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => Qcow2Error::Cut,
+        _ => Qcow2Error::Io("read", error),
+    })?;
     let storage = imago::file::File::try_from(image).map_err(failed("opened"))?;
     let mut disk =
         Qcow2::<imago::file::File>::open_image(storage, false).map_err(failed("opened"))?;

@@ -39,6 +39,19 @@ pub mod device_type {
     pub const BALLOON: u32 = 5;
     /// Socket device, section 5.10.
     pub const VSOCK: u32 = 19;
+
+    /// Its name in words.
+    #[must_use]
+    pub fn name(id: u32) -> &'static str {
+        match id {
+            NET => "network card",
+            BLOCK => "disk",
+            RNG => "entropy device",
+            BALLOON => "memory balloon",
+            VSOCK => "vsock",
+            _ => "virtio device",
+        }
+    }
 }
 
 /// Chains a device takes from one queue before the event loop gets its turn again. A guest that

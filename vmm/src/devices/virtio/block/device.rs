@@ -8,7 +8,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::request::{HEADER_BYTES, RANGE_SECTORS_MAX, RANGES_MAX, Request, Status};
-use crate::devices::disk::{BLOCK, Disk, DiskError, SECTOR};
+use crate::devices::disk::{BLOCK, Disk, DiskError, FaultKind, SECTOR};
 use crate::devices::rate::{Limiter, Limits};
 use crate::devices::virtio::queue::{Chain, VirtQueue};
 use crate::devices::virtio::{CHAINS_A_TURN_MAX, DeviceError, DeviceIo, GuestRam};
@@ -167,9 +167,10 @@ impl Block {
             Request::Refused(status) => (*status, 0),
             Request::Read(range) => {
                 let len = chain.writable.len() - 1;
-                match disk.read(guest, &chain.writable, range.at, len) {
-                    Ok(()) => (Status::Ok, len),
-                    Err(_) => (Status::IoError, 0),
+                let read = disk.read(guest, &chain.writable, range.at, len);
+                match self.done(FaultKind::Read, read) {
+                    (Status::Ok, _) => (Status::Ok, len),
+                    failed => failed,
                 }
             }
             Request::Write(range) => {
@@ -186,7 +187,7 @@ impl Block {
                     .iter()
                     .try_for_each(|range| disk.write_zeroes(range.at, range.len)),
             ),
-            Request::Flush => done(disk.flush()),
+            Request::Flush => self.done(FaultKind::Flush, disk.flush()),
             Request::Id => {
                 let len = chain.writable.len() - 1;
                 let id = self.id.get(..len.min(ID_BYTES)).unwrap_or(&self.id);
@@ -197,24 +198,23 @@ impl Block {
 
     /// Ends a request that changed the disk.
     fn changed(&self, result: Result<(), DiskError>) -> Done {
-        done(if self.write_through {
-            result.and_then(|()| self.disk.flush())
-        } else {
-            result
-        })
+        match self.done(FaultKind::Write, result) {
+            (Status::Ok, _) if self.write_through => self.done(FaultKind::Flush, self.disk.flush()),
+            done => done,
+        }
     }
-}
 
-/// The guest is told no more than that it failed; there is no channel for more.
-fn done(result: Result<(), DiskError>) -> Done {
-    (
-        if result.is_ok() {
-            Status::Ok
-        } else {
-            Status::IoError
-        },
-        0,
-    )
+    /// The guest is told no more than that it failed, as there is no channel for more; the disk keeps
+    /// why.
+    fn done(&self, kind: FaultKind, result: Result<(), DiskError>) -> Done {
+        match result {
+            Ok(()) => (Status::Ok, 0),
+            Err(error) => {
+                self.disk.count_fault(kind, &error);
+                (Status::IoError, 0)
+            }
+        }
+    }
 }
 
 /// Configuration space, section 5.2.4. Offsets are those of `struct virtio_blk_config`.
@@ -228,7 +228,7 @@ fn config(disk: &Disk) -> Vec<u8> {
     put(0, &(disk.bytes() / SECTOR).to_le_bytes());
     // Descriptors of a request less header and status.
     put(12, &u32::from(QUEUE_SIZE - 2).to_le_bytes());
-    put(20, &u32::try_from(SECTOR).unwrap_or(0).to_le_bytes());
+    put(20, &disk.sector_bytes().to_le_bytes());
     // A queue.
     put(34, &1_u16.to_le_bytes());
     if !disk.is_read_only() {

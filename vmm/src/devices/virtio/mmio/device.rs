@@ -35,7 +35,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::BusDevice;
 use crate::devices::EventLine;
 use crate::devices::virtio::queue::VirtQueue;
-use crate::devices::virtio::{DeviceError, DeviceIo, GuestRam, VirtioDevice};
+use crate::devices::virtio::{DeviceError, DeviceIo, GuestRam, VirtioDevice, device_type};
 
 /// Bytes of guest physical address space one device takes.
 pub const WINDOW_BYTES: u64 = 0x1000;
@@ -154,6 +154,11 @@ impl MmioTransport {
     /// How often the device stopped because of its driver or its host.
     pub fn failures(&self) -> u64 {
         self.shared.failures.load(Ordering::Relaxed)
+    }
+
+    /// What kind of device it is, in words.
+    pub fn name(&self) -> &'static str {
+        device_type::name(self.shared.lock().device.id())
     }
 
     /// Why the device last asked for a reset, told once.
