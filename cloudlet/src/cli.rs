@@ -121,6 +121,9 @@ pub(crate) struct Exec {
     /// Give the command a terminal
     #[arg(long, short)]
     pub(crate) tty: bool,
+    /// Leave standard input alone: the command's is empty
+    #[arg(long, short)]
+    pub(crate) no_stdin: bool,
     /// Set a variable of the command's environment
     #[arg(long = "env", short, value_name = "NAME=VALUE")]
     pub(crate) environment: Vec<OsString>,
@@ -190,21 +193,27 @@ pub(crate) struct Demo {
 #[derive(Debug, Args)]
 pub(crate) struct Run {
     /// Kernel: a Linux bzImage, or an ELF file with a PVH note or for the 64-bit Linux protocol
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "boots")]
     pub(crate) kernel: Option<PathBuf>,
     /// Bootable image (`cloudlet image`): its kernel, initial RAM disk and command line, and its
     /// root as the first disk
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"])]
+    #[arg(long, value_name = "DIR", group = "boots")]
     pub(crate) image: Option<PathBuf>,
     /// Initial RAM disk
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "kernel",
+        conflicts_with = "image"
+    )]
     pub(crate) initrd: Option<PathBuf>,
     /// Kernel command line; of an image, what is added to its own
     #[arg(
         long,
         default_value = "",
         value_name = "TEXT",
-        allow_hyphen_values = true
+        allow_hyphen_values = true,
+        requires = "boots"
     )]
     pub(crate) cmdline: String,
     /// Disk image, or `empty:MIB` for an empty disk; options follow after commas, see below
@@ -255,9 +264,10 @@ pub(crate) struct NewVm {
     /// limits in each direction
     #[arg(long = "net", value_name = "tap=NAME|user[,OPTION]...")]
     pub(crate) nets: Vec<String>,
-    /// Forward a TCP port of the host (on 127.0.0.1 unless an address is given) to the guest's, with
-    /// `--net user`
-    #[arg(long, value_name = "[ADDRESS:]HOST:GUEST")]
+    /// Forward a port of the host (on 127.0.0.1 unless an address is given) to the guest's, with
+    /// `--net user`; or as many in a row, as in 8000-8010:9000-9010. TCP unless it ends with /udp, whose
+    /// answers programs on this host itself get only of a passt of September 2024 or later
+    #[arg(long, value_name = "[ADDRESS:]HOST[-LAST]:GUEST[-LAST][/udp]")]
     pub(crate) publish: Vec<String>,
     /// Do not let the vCPUs run before `cloudlet resume`
     #[arg(long)]
@@ -435,13 +445,10 @@ pub(crate) enum Base {
     /// Check every byte of a base VM against its manifest
     Verify(BaseRef),
     /// Remove a tag; with --all, the base VM and all its tags
-    Rm {
-        /// Tag or id
-        base: String,
-        /// Remove the base VM itself
-        #[arg(long)]
-        all: bool,
-    },
+    #[command(
+        after_help = "Examples:\n  cloudlet base rm old-tag\n  cloudlet base rm debian-12 --all"
+    )]
+    Rm(BaseRm),
 }
 
 /// `base create`
@@ -474,6 +481,19 @@ pub(crate) struct BaseCreate {
         conflicts_with = "from"
     )]
     pub(crate) cpu: String,
+}
+
+/// `base rm`
+#[derive(Debug, Args)]
+pub(crate) struct BaseRm {
+    /// Tag or id
+    pub(crate) base: String,
+    /// Remove the base VM itself, unless a VM uses it
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Remove it from under the VMs that use it: they run on, but no overlay can be made of them
+    #[arg(long, requires = "all")]
+    pub(crate) force: bool,
 }
 
 /// A base VM by name.

@@ -37,6 +37,8 @@ pub enum Request {
     },
     /// Lets the vCPUs run.
     Resume,
+    /// Waits until somebody has the vCPUs stopped, other than on lease.
+    AwaitPause,
     /// Presses the power button; the guest does what it thinks fit.
     PowerButton,
     /// Ends the VM.

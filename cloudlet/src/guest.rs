@@ -9,6 +9,8 @@ use cloudlet_resources::protocol::PORT;
 
 use crate::vsock::{self, ConnectError};
 
+/// How long a guest may take to let us in: one that waits for its memory takes its time.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an embedded guest may take to boot; it takes some ten milliseconds.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const READY_POLL: Duration = Duration::from_millis(1);
@@ -19,6 +21,11 @@ pub enum Error {
     /// There is no VM.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// The guest says nothing at all.
+    #[error(
+        "the guest does not answer: it may be waiting for its memory, or be another than the embedded one"
+    )]
+    Silent,
     /// The guest, or what is between, said no.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -34,8 +41,25 @@ pub struct AppRequest {
 }
 
 /// A connection to the guest behind the vsock socket at `path`.
+///
+/// # Errors
+/// There is no VM, or a guest that does not let us in within a minute.
 pub fn connect(path: &Path) -> Result<Client<UnixStream>, Error> {
-    Ok(Client::connect(vsock::connect(path)?, PORT)?)
+    let stream = vsock::connect(path)?;
+    let client =
+        set_patience(&stream, Some(OPENING_TIMEOUT)).and_then(|()| Client::connect(stream, PORT));
+    match client {
+        Ok(client) => {
+            set_patience(client.stream(), None)?;
+            Ok(client)
+        }
+        Err(ClientError::Io(error)) if vsock::is_timeout(&error) => Err(Error::Silent),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn set_patience(stream: &UnixStream, limit: Option<Duration>) -> Result<(), ClientError> {
+    Ok(stream.set_read_timeout(limit)?)
 }
 
 /// Makes one request of the guest behind `path`.

@@ -140,15 +140,29 @@ pub enum NetLink {
     },
 }
 
-/// A TCP port of the host that leads to one of the guest's.
+/// What is spoken at a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Ports of the host that lead to as many of the guest's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publish {
-    /// The address that it listens on.
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// The address that they are at.
     pub address: IpAddr,
-    /// The port there.
+    /// The first one there; all of them are below 65536.
     pub host_port: u16,
-    /// The guest's port.
+    /// The guest's first one.
     pub guest_port: u16,
+    /// How many follow one another, at least 1.
+    pub count: u16,
 }
 
 /// A VM that is synthesised.

@@ -5,6 +5,7 @@
 //! | [`paths`], [`registry`], [`store`] | where things live: directories, VMs by name, base VMs |
 //! | [`image`], [`sparse`], [`pages`] | a VM's state as files, and its pages as the delta engine reads them |
 //! | [`files`] | the gate for files that a user names |
+//! | [`hold`] | directories of base VMs and snapshots that VMs run on |
 //! | [`boot_image`] | a kernel, an initial RAM disk and a root that belong together |
 //! | [`import`] | such an image made of a directory, an archive or an OCI image |
 //! | [`launch`], [`process`], [`control`] | starting a VMM process, being one, talking to one |
@@ -22,6 +23,7 @@ pub mod control;
 pub mod fetch;
 pub mod files;
 pub mod guest;
+pub mod hold;
 pub mod image;
 pub mod import;
 pub mod launch;

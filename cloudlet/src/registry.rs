@@ -238,7 +238,8 @@ impl VmDir {
     }
 }
 
-fn is_same_file(file: &File, path: &Path) -> bool {
+/// Whether `path` names the file that `file` is.
+pub(crate) fn is_same_file(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::metadata(path)) {
         (Ok(ours), Ok(named)) => ours.ino() == named.ino() && ours.dev() == named.dev(),
         _ => false,

@@ -381,7 +381,8 @@ impl Store {
         }
     }
 
-    /// Removes a base VM and its tags. VMs that run on it keep the pages they have mapped.
+    /// Removes a base VM and its tags. VMs that run on it keep the pages they have mapped; whoever calls
+    /// this has asked whether there are any ([`crate::hold`]).
     pub fn remove(&self, base: &Base) -> Result<(), Error> {
         for tag in &base.tags {
             self.untag(tag)?;

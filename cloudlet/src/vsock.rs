@@ -25,3 +25,11 @@ pub fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
         source,
     })
 }
+
+/// Whether a read has waited for as long as it may.
+pub(crate) fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}

@@ -169,6 +169,12 @@ impl Process {
         self.stdout.text()
     }
 
+    /// What was written to standard error so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
     /// Waits until standard output contains `text`.
     pub fn wait_for_output(&self, text: &str, timeout: Duration) -> Outcome {
         if self.stdout.wait(timeout, |seen| seen.contains(text)) {

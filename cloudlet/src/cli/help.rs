@@ -47,7 +47,7 @@ Examples:
   cloudlet run --kernel app.elf --disk data.img,ro --name web --detach
   cloudlet run --kernel vmlinuz --disk debian.qcow2,layer=debian.layer --cmdline 'root=/dev/vda1'
   cloudlet run --disk root.img,layer=root.layer,serial=root --disk empty:512
-  cloudlet run --image deb --net user --publish 8080:80
+  cloudlet run --image deb --net user --publish 8080:80 --publish 0.0.0.0:5353:53/udp
   cloudlet run --kernel vmlinuz --net tap=tap0,mac=02:00:00:00:00:01,bandwidth=100";
 
 pub(super) const IMAGE_BUILD_HELP: &str = "\
@@ -116,7 +116,9 @@ Examples:
 pub(super) const EXEC_HELP: &str = "\
 Needs the agent in the guest. The command's standard input, output and error are those of this one;
 SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to its process group, which ends when this command
-ends: with --tty on a terminal, whose keys are signals enough, these signals end this command. It runs as the agent's user (root) with a small environment, in the root directory.
+ends: with --tty on a terminal, whose keys are signals enough, these signals end this command. It runs
+as the agent's user (root) with a small environment, in the root directory. In a loop that reads a list,
+--no-stdin (-n) keeps the command from taking the rest of it.
 
 Exit codes:
   the command's own, or 128 and its signal
@@ -129,7 +131,8 @@ Examples:
   cloudlet exec --wait 30 web -- systemctl is-system-running --wait
   cloudlet exec web --cwd /srv --env DEBUG=1 -- ./server --port 80
   cloudlet exec -t web -- bash
-  tar c dir | cloudlet exec web -- tar x -C /srv";
+  tar c dir | cloudlet exec web -- tar x -C /srv
+  while read -r unit; do cloudlet exec -n web -- systemctl restart \"$unit\"; done < units";
 
 pub(super) const CP_HELP: &str = "\
 One of the two is in the guest, as VM:PATH, and needs the agent there; a path on the host with a colon
@@ -138,6 +141,10 @@ is made in it; otherwise it gets that name. DIR/. stands for what is in DIR.
 
 Modes and times of change are kept (from a guest without set-user-ID and such), owners are not, links
 are copied as links, devices and sockets are left out. A file appears under its name when it is whole.
+
+A file in the place of another keeps that one's owner and mode (and fails where this user may not set
+them); a link in its place is replaced and not followed, unless it is DST and leads to a directory. A
+device, pipe or socket is not replaced.
 
 Examples:
   cloudlet cp server.conf web:/etc/

@@ -34,7 +34,7 @@ pub(super) fn install(host: &Host, args: &AppInstall) -> Result<String> {
         (None, AppName::Fluid) => Vec::new(),
         (None, AppName::Object) => cloudlet_resources::digits::training(),
     };
-    let mut client = guest::connect(&host.vsock_of(&args.name)?)?;
+    let mut client = guest::connect(&host.guest_of(&args.name)?)?;
     let installed = client.install(name, &args.params, image, &data);
     installed.with_context(|| format!("cannot install {name} in {}", args.name))
 }
@@ -45,7 +45,7 @@ pub(super) fn call(host: &Host, args: &Call) -> Result<()> {
         text: args.request.join(" "),
         attachment,
     };
-    let answer = guest::call(&host.vsock_of(&args.name)?, &request)
+    let answer = guest::call(&host.guest_of(&args.name)?, &request)
         .with_context(|| format!("{} does not answer", args.name))?;
     if let Some(path) = &args.save {
         save(path, &answer.text, &answer.blob)?;

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cloudlet::control::{Client, Request};
+use cloudlet::hold::Hold;
 use cloudlet::launch::{BootSource, DiskSource, Source};
+use cloudlet::registry;
 use cloudlet::store::{Base as StoredBase, Store};
 use serde_json::{Value, json};
 
 use super::output::{megabytes, table};
 use super::{Host, run, vm};
-use crate::cli::{Base, BaseCreate, NewVm};
+use crate::cli::{Base, BaseCreate, BaseRm, NewVm};
 
 /// Disk of the embedded guest, in bytes: room for an application and its data.
 const BUILTIN_DISK_LEN: u64 = 64 << 20;
@@ -45,7 +47,7 @@ pub(super) fn base(host: &Host, command: &Base) -> Result<()> {
                 || format!("{}: intact, {}", args.base, megabytes(bytes)),
             );
         }
-        Base::Rm { base, all } => remove(host, &store, base, *all)?,
+        Base::Rm(args) => remove(host, &store, args)?,
     }
     Ok(())
 }
@@ -203,10 +205,17 @@ fn list(host: &Host, store: &Store) -> Result<()> {
     Ok(())
 }
 
-fn remove(host: &Host, store: &Store, name: &str, all: bool) -> Result<()> {
+fn remove(host: &Host, store: &Store, args: &BaseRm) -> Result<()> {
+    let (name, all) = (args.base.as_str(), args.all);
     let base = store.find(name)?;
     let is_tag = base.tags.iter().any(|tag| tag == name);
     if all {
+        // Held until it is gone, so that no VM starts on it meanwhile.
+        let alone = Hold::alone(&base.dir)?;
+        if alone.is_none() && !args.force {
+            let users = users_of(host, &base)?;
+            anyhow::bail!("{name} is in use by {users} (--force removes it all the same)");
+        }
         store.remove(&base)?;
     } else if is_tag {
         store.untag(name)?;
@@ -218,4 +227,24 @@ fn remove(host: &Host, store: &Store, name: &str, all: bool) -> Result<()> {
         String::new,
     );
     Ok(())
+}
+
+/// The VMs that use `base`, in words. One that is just starting does not say what it uses.
+fn users_of(host: &Host, base: &StoredBase) -> Result<String> {
+    let id = base.id.to_string();
+    let mut users = Vec::new();
+    for dir in registry::list(&host.paths.vms()?)? {
+        let state = vm::state_of(&dir);
+        if state["base"] == id {
+            users.push(dir.name.to_string());
+        } else if state["state"] == "busy" {
+            users.push(format!("perhaps {}, which does not answer yet", dir.name));
+        }
+    }
+    Ok(match users.as_slice() {
+        [] => {
+            "a VM of another runtime directory, or one that was restored from its directory".into()
+        }
+        users => users.join(", "),
+    })
 }

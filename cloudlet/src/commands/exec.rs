@@ -55,8 +55,13 @@ fn run(host: &Host, args: &Exec) -> Result<u8> {
     };
     let stream = host.agent_of(&args.name, args.patience.limit())?;
     let (control, raw) = watch_signals(args.tty).context("cannot watch for signals")?;
+    let input: Box<dyn io::Read + Send> = if args.no_stdin {
+        Box::new(io::empty())
+    } else {
+        Box::new(stdio::stdin())
+    };
     let streams = Streams {
-        input: Box::new(stdio::stdin()),
+        input,
         output: Box::new(stdio::stdout()),
         error: Box::new(stdio::stderr()),
         control,

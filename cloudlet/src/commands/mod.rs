@@ -20,6 +20,7 @@ mod synthesize;
 mod terminal;
 mod vm;
 
+use std::io::{self, IsTerminal};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -118,13 +119,32 @@ impl Host {
         vsock_in(name, &self.connect(name)?.ask(&Request::Status)?)
     }
 
+    /// As [`Host::vsock_of`], of a VM whose guest can be asked for something: it is not paused. If that
+    /// happens later, it is said, once.
+    fn guest_of(&self, name: &str) -> Result<PathBuf> {
+        let mut client = self.connect(name)?;
+        let status = client.ask(&Request::Status)?;
+        // One that waits for its memory, or for a snapshot, goes on by itself.
+        if status["paused_by"] == "request" {
+            anyhow::bail!("{name} is paused, and so is its guest: `cloudlet resume {name}`");
+        }
+        let owned = name.to_owned();
+        // Ends with the process, or with the VM.
+        std::thread::spawn(move || {
+            if client.ask(&Request::AwaitPause).is_ok() {
+                // A command with a terminal has ours raw.
+                let end = if io::stderr().is_terminal() { "\r" } else { "" };
+                output::tell(&format!(
+                    "cloudlet: {owned} is paused: this waits for `cloudlet resume {owned}`{end}"
+                ));
+            }
+        });
+        vsock_in(name, &status)
+    }
+
     /// A connection to the agent in the VM named `name`, which is waited for so long.
     fn agent_of(&self, name: &str, patience: Duration) -> Result<UnixStream> {
-        let status = self.connect(name)?.ask(&Request::Status)?;
-        if status["state"] == "paused" {
-            anyhow::bail!("{name} is paused, and so is its agent: `cloudlet resume {name}`");
-        }
-        cloudlet::agent::connect_within(&vsock_in(name, &status)?, patience)
+        cloudlet::agent::connect_within(&self.guest_of(name)?, patience)
             .with_context(|| name.to_owned())
     }
 

@@ -1,10 +1,10 @@
 //! `--net` and `--publish`: what the user says of network cards.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU64;
 
 use anyhow::{Context, Result, anyhow, bail};
-use cloudlet::launch::{NetLink, NetSource, Publish};
+use cloudlet::launch::{NetLink, NetSource, Protocol, Publish};
 use cloudlet_vmm::config::NETS_MAX;
 use cloudlet_vmm::devices::rate::Rate;
 
@@ -12,6 +12,8 @@ use crate::cli::NewVm;
 
 /// Bytes a second of 1 Mbit/s.
 const MBIT_BYTES: u64 = 1_000_000 / 8;
+/// Most published ports of a VM: passt has a socket open for each, and a program has 1024 by default.
+const PUBLISHED_MAX: u32 = 512;
 
 /// The network cards that `options` ask for.
 pub(super) fn parse_all(options: &NewVm) -> Result<Vec<NetSource>> {
@@ -34,6 +36,7 @@ pub(super) fn parse_all(options: &NewVm) -> Result<Vec<NetSource>> {
     if published.is_empty() {
         return Ok(nets);
     }
+    check_published(&published)?;
     let mut users = nets.iter_mut().filter_map(|net| match &mut net.link {
         NetLink::User { publish } => Some(publish),
         NetLink::Tap { .. } => None,
@@ -108,28 +111,88 @@ fn positive(text: &str, what: &str, scale: u64) -> Result<NonZeroU64> {
         .ok_or_else(|| anyhow!("`{text}` is no number of {what}"))
 }
 
-/// Reads `[ADDRESS:]HOST:GUEST`.
+/// Reads `[ADDRESS:]HOST[-LAST]:GUEST[-LAST][/tcp|/udp]`.
 fn parse_publish(text: &str) -> Result<Publish> {
-    let form = || anyhow!("a published port is [ADDRESS:]HOST:GUEST, such as 8080:80");
-    let port = |text: &str| text.parse::<u16>().ok().filter(|&port| port != 0);
-    let (host, guest) = text.rsplit_once(':').ok_or_else(form)?;
-    let guest_port = port(guest).ok_or_else(form)?;
-    if let Some(host_port) = port(host) {
-        return Ok(Publish {
-            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            host_port,
-            guest_port,
-        });
-    }
-    let host: SocketAddr = host.parse().map_err(|_| form())?;
-    if host.port() == 0 {
-        return Err(form());
+    let form = || {
+        anyhow!(
+            "published ports are [ADDRESS:]HOST[-LAST]:GUEST[-LAST][/tcp|/udp], such as 8080:80 or \
+             8000-8010:8000-8010/udp"
+        )
+    };
+    let (ports, protocol) = match text.split_once('/') {
+        None => (text, Protocol::Tcp),
+        Some((ports, "tcp")) => (ports, Protocol::Tcp),
+        Some((ports, "udp")) => (ports, Protocol::Udp),
+        Some((_, other)) => bail!("`{other}` is no protocol: there are tcp and udp"),
+    };
+    let (host, guest) = ports.rsplit_once(':').ok_or_else(form)?;
+    let (guest_port, guest_count) = parse_ports(guest).ok_or_else(form)?;
+    let (address, host) = match host.rsplit_once(':') {
+        None => (IpAddr::V4(Ipv4Addr::LOCALHOST), host),
+        Some((address, host)) => (parse_address(address).ok_or_else(form)?, host),
+    };
+    let (host_port, count) = parse_ports(host).ok_or_else(form)?;
+    if count != guest_count {
+        bail!("{count} ports of the host cannot lead to {guest_count} of the guest's");
     }
     Ok(Publish {
-        address: host.ip(),
-        host_port: host.port(),
+        protocol,
+        address,
+        host_port,
         guest_port,
+        count,
     })
+}
+
+/// An address as it stands before a port: one of version 6 is in brackets.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?.parse().ok().map(IpAddr::V6),
+        None => text.parse().ok().map(IpAddr::V4),
+    }
+}
+
+/// Reads `FIRST` or `FIRST-LAST`: the first port, and how many there are.
+fn parse_ports(text: &str) -> Option<(u16, u16)> {
+    let port = |text: &str| {
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse()
+            .ok()
+            .filter(|&port: &u16| is_plain && port != 0)
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first)?, port(last)?);
+    // Neither is 0, so the sum fits.
+    Some((first, last.checked_sub(first)? + 1))
+}
+
+/// Refuses more ports than passt should open, and what would be two at one place.
+fn check_published(all: &[Publish]) -> Result<()> {
+    let count: u32 = all.iter().map(|ports| u32::from(ports.count)).sum();
+    if count > PUBLISHED_MAX {
+        bail!("--publish names {count} ports; a VM has at most {PUBLISHED_MAX}");
+    }
+    for (at, ports) in all.iter().enumerate() {
+        let range = |ports: &Publish| {
+            let first = u32::from(ports.host_port);
+            first..first + u32::from(ports.count)
+        };
+        let is_taken = |other: &&Publish| {
+            let (mine, theirs) = (range(ports), range(other));
+            let same_address = other.address == ports.address
+                || other.address.is_unspecified()
+                || ports.address.is_unspecified();
+            other.protocol == ports.protocol
+                && same_address
+                && mine.start < theirs.end
+                && theirs.start < mine.end
+        };
+        if let Some(other) = all.iter().take(at).find(is_taken) {
+            let port = ports.host_port.max(other.host_port);
+            bail!("--publish names port {port} of the host twice");
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -176,18 +239,41 @@ mod tests {
 
     #[test]
     fn ports_read_as_documented_and_belong_to_one_card() {
-        let ports = ["8080:80", "0.0.0.0:2222:22", "[::1]:53:5353"];
+        let ports = [
+            "8080:80",
+            "0.0.0.0:2222:22/tcp",
+            "[::1]:53:5353",
+            "53:53/udp",
+            "10.0.0.1:8000-8010:9000-9010/udp",
+            "65535-65535:1-1",
+        ];
         let nets = parse_all(&options(&["tap=t0", "user"], &ports)).unwrap();
         let NetLink::User { publish } = &nets[1].link else {
             panic!("{nets:?}");
         };
         let shown: Vec<_> = publish
             .iter()
-            .map(|port| format!("{} {} {}", port.address, port.host_port, port.guest_port))
+            .map(|all| {
+                let Publish {
+                    protocol,
+                    address,
+                    host_port,
+                    guest_port,
+                    count,
+                } = all;
+                format!("{protocol:?} {address} {host_port} {guest_port} {count}")
+            })
             .collect();
         assert_eq!(
             shown,
-            ["127.0.0.1 8080 80", "0.0.0.0 2222 22", "::1 53 5353"]
+            [
+                "Tcp 127.0.0.1 8080 80 1",
+                "Tcp 0.0.0.0 2222 22 1",
+                "Tcp ::1 53 5353 1",
+                "Udp 127.0.0.1 53 53 1",
+                "Udp 10.0.0.1 8000 9000 11",
+                "Tcp 127.0.0.1 65535 1 1",
+            ]
         );
         for bad in [
             "",
@@ -200,8 +286,32 @@ mod tests {
             "1.2.3.4:0:80",
             "65536:1",
             "::1:8:9",
+            "::1:8",
+            "[1.2.3.4]:8:9",
+            "80:80/",
+            "80:80/sctp",
+            "80:80/tcp/tcp",
+            "80:80/udp/tcp",
+            "80-:80",
+            "80-81:80",
+            "81-80:81-80",
+            "+80:80",
+            "80-82:80-81",
+            "1-513:1-513",
+            "65535-65536:1-2",
         ] {
             assert!(parse_all(&options(&["user"], &[bad])).is_err(), "{bad}");
+        }
+        let said = |ports: &[&str]| {
+            let refused = parse_all(&options(&["user"], ports)).unwrap_err();
+            format!("{refused:#}")
+        };
+        assert!(said(&["1-513:1-513"]).contains("at most 512"));
+        assert!(said(&["80-82:80-81"]).contains("3 ports of the host cannot lead to 2"));
+        assert!(said(&["8000-8010:1-11", "8005:80"]).contains("port 8005 of the host twice"));
+        assert!(said(&["1.2.3.4:80:80", "0.0.0.0:79-80:1-2"]).contains("port 80"));
+        for fine in [["80:80", "80:80/udp"], ["1.2.3.4:80:80", "1.2.3.5:80:80"]] {
+            parse_all(&options(&["user"], &fine)).unwrap();
         }
         assert!(parse_all(&options(&["tap=t0"], &["1:2"])).is_err());
         assert!(parse_all(&options(&["user", "user"], &["1:2"])).is_err());

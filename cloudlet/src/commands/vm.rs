@@ -44,7 +44,7 @@ pub(super) fn ps(host: &Host) -> Result<()> {
 }
 
 /// What `dir`'s VM says of itself, or how it ended.
-fn state_of(dir: &VmDir) -> Value {
+pub(super) fn state_of(dir: &VmDir) -> Value {
     let name = dir.name.as_str();
     if !dir.is_alive() {
         let mut ended = how_ended(&Report::of(dir));

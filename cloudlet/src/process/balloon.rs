@@ -43,6 +43,13 @@ pub(super) fn serve(machine: &mut Machine, target_mib: Option<u64>) -> Result<Va
                 "{target} MiB is no target for this VM: it has {} MiB",
                 pages / MIB_PAGES
             ))?;
+        if balloon.status().features == 0 {
+            return Err(
+                "no driver in the guest has taken up the memory balloon: it may still boot, or \
+                        have none (Linux: virtio_balloon)"
+                    .into(),
+            );
+        }
         balloon.set_wanted_pages(pages - kept);
     }
     if machine.is_running() {

@@ -25,6 +25,7 @@ use super::supervise;
 use super::{Failure, say};
 use crate::fetch::{self, Link, Location, Rate, Remote, Stream};
 use crate::files;
+use crate::hold::Hold;
 use crate::image::{Description, FORMAT, Image};
 use crate::launch::{BootSource, Event, OverlaySource, Source, Spec};
 use crate::pages::ImagePages;
@@ -43,6 +44,7 @@ pub(super) struct About {
     pub(super) disks: Vec<Disk>,
     pub(super) origin: Option<Origin>,
     pub(super) vsock: PathBuf,
+    _image: Option<Hold>,
 }
 
 /// The base VM that overlays of this VM are made against.
@@ -50,6 +52,7 @@ pub(super) struct Origin {
     pub(super) base: Base,
     /// Whether RAM and disks lie on the base's own files.
     pub(super) is_mapped: bool,
+    _hold: Hold,
 }
 
 /// An overlay on its way into the VM.
@@ -112,6 +115,7 @@ pub(super) fn build(
         image,
         disks,
         origin,
+        held,
         arrival,
     } = match &spec.source {
         Source::Boot(source) => parts.boot(source)?,
@@ -125,6 +129,7 @@ pub(super) fn build(
         disks,
         origin,
         vsock,
+        _image: held,
     };
     Ok(Built {
         machine,
@@ -141,6 +146,8 @@ struct Vm {
     image: Description,
     disks: Vec<Disk>,
     origin: Option<Origin>,
+    /// The directory of the image that RAM and disks lie on.
+    held: Option<Hold>,
     arrival: Option<Incoming>,
 }
 
@@ -241,11 +248,13 @@ impl Parts<'_> {
             image,
             disks,
             origin: None,
+            held: None,
             arrival: None,
         })
     }
 
     fn restore(&self, dir: &Path, base: Option<&str>) -> Result<Vm, Failure> {
+        let held = Some(Hold::shared(dir)?);
         let image = Image::open(dir)?;
         let layout = RamLayout::new(image.description.memory_bytes)?;
         let ram = Ram::from_image(&layout, &image.memory()?)?;
@@ -255,15 +264,9 @@ impl Parts<'_> {
         let machine = Machine::restore(&state, ram, self.backends(&disks)?)?;
         let mut description = image.description.clone();
         let origin = match (base, &image.description.base) {
-            (Some(id), _) => Some(Origin {
-                base: self.base(id.parse()?)?,
-                is_mapped: true,
-            }),
+            (Some(id), _) => Some(self.origin(id.parse()?, true)?),
             // A base VM that is gone from the store is missed when an overlay is asked for.
-            (None, Some(id)) => self.base(id.parse()?).ok().map(|base| Origin {
-                base,
-                is_mapped: false,
-            }),
+            (None, Some(id)) => self.origin(id.parse()?, false).ok(),
             (None, None) => None,
         };
         if let Some(id) = base {
@@ -274,12 +277,19 @@ impl Parts<'_> {
             image: description,
             disks,
             origin,
+            held,
             arrival: None,
         })
     }
 
-    fn base(&self, id: BaseId) -> Result<Base, Failure> {
-        Ok(Store::open(self.spec.store.clone()).get(id)?)
+    /// The base VM with this id, held for as long as this process lives.
+    fn origin(&self, id: BaseId, is_mapped: bool) -> Result<Origin, Failure> {
+        let base = Store::open(self.spec.store.clone()).get(id)?;
+        Ok(Origin {
+            _hold: Hold::shared(&base.dir)?,
+            base,
+            is_mapped,
+        })
     }
 
     fn disks_over(&self, files: Vec<File>, described: &Description) -> Result<Vec<Disk>, Failure> {
@@ -302,13 +312,13 @@ impl Parts<'_> {
         let (remote, mut stream) = open_remote(source, &handle)?;
         let head = Head::read(&mut stream, remote.len(), source.expect.as_deref())?;
         nets::check_saved(&self.spec.nets, &head.state)?;
-        let base = self.base(head.prefix.base()).map_err(|error| {
+        let origin = self.origin(head.prefix.base(), true).map_err(|error| {
             format!(
                 "the overlay needs a base VM that is not here: {}",
                 chain(error.as_ref())
             )
         })?;
-        let base_image = base.image()?;
+        let base_image = origin.base.image()?;
         let layout = RamLayout::new(head.meta.image.memory_bytes)?;
         let (delta, zero) = head.memory_runs();
         let (ram, placer) = Ram::with_delta(&layout, Some(&base_image.memory()?), &delta, &zero)?;
@@ -339,16 +349,13 @@ impl Parts<'_> {
             _threads: threads,
         };
         let mut description = head.meta.image;
-        description.base = Some(base.id.to_string());
-        let origin = Some(Origin {
-            base,
-            is_mapped: true,
-        });
+        description.base = Some(origin.base.id.to_string());
         Ok(Vm {
             machine,
             image: description,
             disks,
-            origin,
+            origin: Some(origin),
+            held: None,
             arrival: Some(incoming),
         })
     }

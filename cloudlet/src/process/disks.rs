@@ -14,8 +14,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cloudlet_vmm::config::DiskConfig;
-use cloudlet_vmm::devices::disk::{BaseMark, Disk, Layer, qcow2};
+use cloudlet_vmm::devices::disk::{BaseMark, Disk, Layer, Medium, qcow2};
 
+use super::formats::Foreign;
 use super::{Failure, image};
 use crate::files;
 use crate::image::DiskImage;
@@ -35,29 +36,36 @@ pub(super) fn open(
     scratch: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Disk, Failure> {
-    let (base, len) = match &source.image {
-        Some(path) => {
-            let named = |error: Failure| {
-                let why = chain(error.as_ref());
-                // The gate has named it already.
-                if error.is::<files::Error>() {
-                    format!("cannot use the disk image: {why}")
-                } else {
-                    format!("cannot use the disk image {}: {why}", path.display())
-                }
-            };
-            let file = open_image(path, source.format, scratch, progress).map_err(named)?;
-            let len = file.metadata()?.len();
-            (Some(file), len)
+    let named = |error: Failure| -> Failure {
+        let why = chain(error.as_ref());
+        match &source.image {
+            // The gate has named it already.
+            Some(_) if error.is::<files::Error>() => format!("cannot use the disk image: {why}"),
+            Some(path) => format!("cannot use the disk image {}: {why}", path.display()),
+            None => format!("cannot make an empty disk: {why}"),
         }
-        None => (None, source.empty_len),
+        .into()
+    };
+    let made = match &source.image {
+        Some(path) => open_image(path, source.format, scratch, progress)
+            .and_then(|file| over(Some(file), source, scratch)),
+        None => over(None, source, scratch),
+    };
+    made.map_err(named)
+}
+
+/// A disk over `base`, or an empty one.
+fn over(base: Option<File>, source: &DiskSource, scratch: &Path) -> Result<Disk, Failure> {
+    let len = match &base {
+        Some(base) => Medium::of(base)?.bytes,
+        None => source.empty_len,
     };
     match (base, &source.layer) {
         (Some(base), _) if source.read_only => Ok(Disk::read_only(base)?),
         (base, None) => temporary(base, len, scratch),
         (base, Some(path)) => {
             let layer = named_layer(path, base.as_ref(), len)
-                .map_err(|error| format!("{}: {}", path.display(), chain(error.as_ref())))?;
+                .map_err(|error| format!("layer {}: {}", path.display(), chain(error.as_ref())))?;
             Ok(Disk::new(base, layer)?)
         }
     }
@@ -102,7 +110,10 @@ fn open_image(
              one, or format=raw if a guest had it as its disk"
                 .into(),
         ),
-        None => Ok(file),
+        None => match Foreign::look(&file, Medium::of(&file)?.bytes)? {
+            Some(format) => Err(format.advice(path).into()),
+            None => Ok(file),
+        },
     }
 }
 

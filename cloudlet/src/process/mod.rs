@@ -5,6 +5,8 @@
 //! | --- | --- |
 //! | `build.rs` | from a specification to a machine |
 //! | `disks.rs` | the files behind disks |
+//! | `faults.rs` | what went wrong in devices |
+//! | `formats.rs` | disk images that are not read here |
 //! | `image.rs` | disk images of other formats, read in a process of their own |
 //! | `server.rs` | the control socket |
 //! | `console.rs` | the serial console |
@@ -18,6 +20,8 @@ mod balloon;
 mod build;
 mod console;
 mod disks;
+mod faults;
+mod formats;
 pub mod image;
 mod nets;
 mod ops;

@@ -18,7 +18,7 @@ use cloudlet_vmm::machine::Machine;
 use serde_json::{Value, json};
 
 use super::Failure;
-use crate::launch::{NetLink, NetSource, Publish};
+use crate::launch::{NetLink, NetSource, Protocol, Publish};
 
 /// The largest packets that passt tells the guest to send: without segmentation offload, fewer and
 /// larger ones are what makes it fast.
@@ -148,15 +148,22 @@ fn passt(publish: &[Publish], scratch: &Path) -> Result<StreamBackend, Failure> 
     Ok(StreamBackend::new(ours, "user")?)
 }
 
-/// passt's arguments for a port.
-fn forward(port: &Publish) -> [String; 2] {
-    let Publish {
-        address,
-        host_port,
-        guest_port,
-    } = port;
-    let spec = format!("{address}/{host_port}:{guest_port}");
-    ["--tcp-ports".to_owned(), spec]
+/// passt's arguments for ports.
+fn forward(ports: &Publish) -> [String; 2] {
+    let range = |first: u16| match ports.count {
+        0 | 1 => first.to_string(),
+        count => format!("{first}-{}", first.saturating_add(count - 1)),
+    };
+    let (address, host, guest) = (
+        ports.address,
+        range(ports.host_port),
+        range(ports.guest_port),
+    );
+    let option = match ports.protocol {
+        Protocol::Tcp => "--tcp-ports",
+        Protocol::Udp => "--udp-ports",
+    };
+    [option.to_owned(), format!("{address}/{host}:{guest}")]
 }
 
 fn last_line(said: &[u8]) -> String {
@@ -213,11 +220,22 @@ mod tests {
     #[test]
     fn ports_are_told_to_passt_as_it_reads_them() {
         let port = Publish {
+            protocol: Protocol::Tcp,
             address: "127.0.0.1".parse().unwrap(),
             host_port: 8080,
             guest_port: 80,
+            count: 1,
         };
         assert_eq!(forward(&port), ["--tcp-ports", "127.0.0.1/8080:80"]);
+        let range = Publish {
+            protocol: Protocol::Udp,
+            count: 3,
+            ..port
+        };
+        assert_eq!(
+            forward(&range),
+            ["--udp-ports", "127.0.0.1/8080-8082:80-82"]
+        );
         assert_eq!(last_line(b"one\ntwo \n\n"), "two");
         assert_eq!(last_line(b""), "it does not say why");
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::build::{About, Incoming as Overlay};
 use super::console::Console;
+use super::faults::Faults;
 use super::server::{ClientId, ControlServer, Incoming};
 use super::supervise::Lifeline;
 use super::{Failure, balloon, nets, save, say};
@@ -38,6 +39,9 @@ pub(super) struct Ops {
     paused: bool,
     leases: HashSet<ClientId>,
     waiting: Vec<(ClientId, Request)>,
+    /// Who is to hear of a pause.
+    watching: Vec<ClientId>,
+    faults: Faults,
     stop: bool,
 }
 
@@ -54,7 +58,7 @@ impl Ops {
         lifeline: Arc<Mutex<Lifeline>>,
         overlay: Option<Overlay>,
     ) -> Self {
-        let (leases, waiting) = (HashSet::new(), Vec::new());
+        let (leases, waiting, watching) = (HashSet::new(), Vec::new(), Vec::new());
         let (started, paused, stop) = (Instant::now(), false, false);
         Self {
             about,
@@ -66,6 +70,8 @@ impl Ops {
             paused,
             leases,
             waiting,
+            watching,
+            faults: Faults::default(),
             stop,
         }
     }
@@ -130,6 +136,7 @@ impl Ops {
         timeout: Option<Duration>,
     ) -> Result<Option<ExitReason>, Failure> {
         let exit = machine.turn(timeout)?;
+        self.faults.look(machine, &self.about.disks);
         let input = lock(&self.console).take_input();
         if !input.is_empty() {
             // What the guest's receiver has no room for is lost, as on a real line.
@@ -172,6 +179,7 @@ impl Ops {
     /// A client is gone: what it had on lease ends.
     fn forget(&mut self, machine: &mut Machine, client: ClientId) -> Result<(), Failure> {
         self.waiting.retain(|(waiting, _)| *waiting != client);
+        self.watching.retain(|watching| *watching != client);
         if self.leases.remove(&client) && self.leases.is_empty() && !self.paused {
             machine.resume()?;
         }
@@ -203,6 +211,10 @@ impl Ops {
         );
         if needs_all && !self.is_complete() {
             self.waiting.push((client, request));
+            return;
+        }
+        if request == Request::AwaitPause && !self.paused {
+            self.watching.push(client);
             return;
         }
         let reply = match self.carry_out(machine, client, request) {
@@ -240,6 +252,10 @@ impl Ops {
             Request::Pause { lease: false } => {
                 machine.pause()?;
                 self.paused = true;
+                for watching in std::mem::take(&mut self.watching) {
+                    let result = json!({ "name": self.about.name });
+                    lock(&self.server).reply(watching, &Reply::Done { result });
+                }
             }
             Request::Resume => {
                 self.paused = false;
@@ -276,7 +292,7 @@ impl Ops {
                 };
             }
             Request::Balloon { target_mib } => return balloon::serve(machine, target_mib),
-            Request::WaitComplete => {}
+            Request::WaitComplete | Request::AwaitPause => {}
         }
         Ok(json!({ "name": self.about.name }))
     }
@@ -297,10 +313,19 @@ impl Ops {
             "vsock": about.vsock,
             "uptime_ms": u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         });
+        if !machine.is_running() {
+            // Who lets it run again.
+            status["paused_by"] = json!(match (self.paused, self.leases.is_empty()) {
+                (true, _) => "request",
+                (false, false) => "lease",
+                (false, true) => "transfer",
+            });
+        }
         if let Some(handle) = machine.balloon() {
             let pages = about.image.memory_bytes / PAGE_BYTES;
             status["balloon"] = balloon::describe(handle, pages);
         }
+        self.faults.add_to(&mut status, &about.disks);
         for (card, said) in nets::status(machine) {
             status[card] = said;
         }

@@ -13,8 +13,8 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use crate::control::{REQUEST_LEN_MAX, Reply, Request};
 
-/// Clients at once.
-const CLIENTS_MAX: usize = 32;
+/// Clients at once: 64 sessions with an agent have one each, to hear of a pause.
+const CLIENTS_MAX: usize = 128;
 /// Bytes read from a client at a time.
 const READ_LEN: usize = 64 << 10;
 /// How long a client may take to make room for an answer before it is let go.

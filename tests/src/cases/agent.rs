@@ -135,6 +135,16 @@ fn commands(host: &Host) -> Outcome {
     let came_back = cat.wait(host.limit(LIMIT))?.expect_code(0)?.stdout;
     ensure!(came_back == text, "{} bytes came back", came_back.len());
 
+    // Nothing of ours is read where that is not wanted.
+    let mut nothing = Process::spawn(
+        &mut host.command(&["exec", "-n", "vm", "--", "cat"]),
+        Stdio::piped(),
+    )?;
+    let input = nothing.stdin();
+    let seen = nothing.wait(host.limit(LIMIT))?.expect_code(0)?.stdout;
+    drop(input);
+    ensure_eq!(seen, "", "what came of an input that was left alone");
+
     let script = "trap 'echo got; exit 9' INT; echo ready; while :; do sleep 0.1; done";
     let waiting = host.spawn(&["exec", "vm", "--", "sh", "-c", script])?;
     waiting.wait_for_output("ready", host.limit(LIMIT))?;

@@ -1,7 +1,7 @@
 //! The store of base VMs.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Case, Needs};
 use crate::failure::{Failure, Outcome};
@@ -22,6 +22,11 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "base_verify_finds_a_changed_byte",
         run: changed_byte,
+        needs: Needs::GUEST,
+    },
+    Case {
+        name: "a_base_that_is_in_use_stays",
+        run: in_use,
         needs: Needs::GUEST,
     },
     Case {
@@ -112,6 +117,35 @@ fn changed_byte(host: &Host) -> Outcome {
         fs::write(file, &whole)?;
         host.ok(&["base", "verify", "one"])?;
     }
+    Ok(())
+}
+
+fn in_use(host: &Host) -> Outcome {
+    host.ok(&["base", "create", "one", "--builtin", "--memory", "64"])?;
+    let refused = |who: &str| -> Outcome {
+        let stderr = host.fails(&["base", "rm", "one", "--all"], 1)?;
+        let told = stderr.contains(who) && stderr.contains("--force");
+        ensure!(told, "{who} is not named: {stderr}");
+        host.ok(&["base", "verify", "one"]).map(drop)
+    };
+    host.ok(&["restore", "one", "--name", "restored", "--paused"])?;
+    refused("restored")?;
+    let overlay = host.path("x.overlay");
+    let overlay = overlay.to_string_lossy();
+    host.ok(&["overlay", "create", &overlay, "--from", "restored"])?;
+    host.ok(&["synthesize", &overlay, "--name", "made", "--wait"])?;
+    refused("made, restored")?;
+    host.ok(&["stop", "restored"])?;
+    refused("in use by made (")?;
+    host.ok(&["stop", "made"])?;
+    // By its directory, as a snapshot's.
+    let dir = host.json(&["base", "show", "one"])?["dir"].clone();
+    let dir = dir.as_str().unwrap_or_default();
+    host.ok(&["restore", dir, "--name", "by-path"])?;
+    refused("restored from its directory")?;
+    host.ok(&["base", "rm", "one", "--all", "--force"])?;
+    ensure_eq!(host.state("by-path")?, "running", "a VM that lost its base");
+    ensure!(!Path::new(dir).exists(), "it is still there");
     Ok(())
 }
 

@@ -27,9 +27,11 @@ mod lifecycle;
 mod linux;
 mod linux_cycles;
 mod linux_disks;
+mod media;
 mod net;
 mod overlays;
 mod readme;
+mod refusals;
 mod snapshots;
 mod synthesis;
 
@@ -213,11 +215,13 @@ pub fn all() -> Vec<Case> {
         host_faults::CASES,
         isolation::CASES,
         disks::CASES,
+        media::CASES,
         snapshots::CASES,
         bases::CASES,
         apps::CASES,
         agent::CASES,
         overlays::CASES,
+        refusals::CASES,
         synthesis::CASES,
         linux::CASES,
         kernels::CASES,

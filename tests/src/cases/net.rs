@@ -2,7 +2,7 @@
 //! a network namespace of its own, which goes with it.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
@@ -154,10 +154,27 @@ fn kept(host: &Host) -> Outcome {
 fn passt_ends(host: &Host) -> Outcome {
     with_route("10.9.0")?;
     let address = "127.0.0.1:18080";
-    let user = ["--net", "user", "--publish", "18080:80"];
+    let user = [
+        "--net",
+        "user",
+        "--publish",
+        "18080-18082:80-82",
+        "--publish",
+        "10.9.0.1:15353-15354:53-54/udp",
+    ];
     let pid = host.boot("web", &user)?;
     ensure_eq!(host.status("web")?["net0"]["link"], "up", "link");
-    ensure!(listens(address), "nobody listens on the published port");
+    for port in 18080..=18082 {
+        ensure!(
+            listens(&format!("127.0.0.1:{port}")),
+            "nobody listens on port {port}"
+        );
+    }
+    // What can be bound is nobody's.
+    for port in [15353, 15354] {
+        let taken = UdpSocket::bind(("10.9.0.1", port)).is_err();
+        ensure!(taken, "UDP port {port} is nobody's");
+    }
     // The port is taken.
     let stderr = host.fails(&[&["run", "--detach"], &user[..]].concat(), 1)?;
     ensure!(stderr.contains("passt"), "not said so: {stderr}");
