@@ -1,5 +1,6 @@
 //! A terminal of the harness: what a user sits at, with a process in front of it.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -10,12 +11,14 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pty::OpenptFlags;
 use rustix::termios::{LocalModes, Termios, Winsize};
 
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::process::Process;
 
-/// A pseudo-terminal, both ends of it.
+/// A pseudo-terminal, both ends of it, for one process.
 pub struct Terminal {
     master: File,
+    /// Where what is shown is read, until somebody does.
+    shown: Cell<Option<File>>,
     slave: OwnedFd,
 }
 
@@ -29,8 +32,10 @@ impl Terminal {
         let path = rustix::pty::ptsname(&master, Vec::new())?;
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let slave = rustix::fs::open(path, flags, Mode::empty())?;
+        let master = File::from(master);
         let terminal = Self {
-            master: master.into(),
+            shown: Cell::new(Some(master.try_clone()?)),
+            master,
             slave,
         };
         terminal.resize(24, 80)?;
@@ -52,7 +57,9 @@ impl Terminal {
         // SAFETY: the closure runs between fork and exec, and makes two system calls and nothing else:
         // no allocation, no lock.
         unsafe { command.pre_exec(prepare) };
-        Process::on_terminal(command, self.master.try_clone()?)
+        let shown = self.shown.take();
+        let shown = shown.ok_or_else(|| Failure::new("the terminal has had its process"))?;
+        Process::on_terminal(command, shown)
     }
 
     /// The terminal as standard input alone, of a process whose session has another terminal or none.

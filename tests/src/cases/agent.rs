@@ -183,10 +183,12 @@ fn terminals(host: &Host) -> Outcome {
     console.wait(host.limit(LIMIT))?.expect_code(143)?;
     ensure!(!terminal.is_raw()?, "console left the terminal raw");
 
+    let terminal = Terminal::new()?;
+    terminal.resize(47, 132)?;
     let script = "stty size; exec sleep 54321";
     let command = ["exec", "-t", "vm", "--", "sh", "-c", script];
     let exec = terminal.spawn(&mut host.command(&command))?;
-    exec.wait_for_output("50 100", host.limit(LIMIT))?;
+    exec.wait_for_output("47 132", host.limit(LIMIT))?;
     ensure!(terminal.is_raw()?, "the terminal handles keys itself");
     exec.signal(libc::SIGTERM)?;
     exec.wait(host.limit(LIMIT))?.expect_code(143)?;
