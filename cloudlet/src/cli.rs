@@ -351,9 +351,10 @@ pub(crate) struct ImageImport {
     /// Initial RAM disk
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(crate) initrd: Option<PathBuf>,
-    /// Size of the root file system in MiB; what is not used takes no space
-    #[arg(long, default_value_t = 2048, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
-    pub(crate) size: u64,
+    /// Size of the root file system in MiB, of which what is not used takes no space [default: 2048, or
+    /// twice what the contents need]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
+    pub(crate) size: Option<u64>,
 }
 
 /// `image build`

@@ -306,19 +306,41 @@ impl AtomicDir {
         self.lock
             .sync_all()
             .map_err(io_error("sync", &self.temporary))?;
-        if let Err(error) = fs::rename(&self.temporary, &self.target) {
-            return Err(match error.kind() {
-                io::ErrorKind::AlreadyExists
-                | io::ErrorKind::DirectoryNotEmpty
-                | io::ErrorKind::NotADirectory => AtomicError::Exists {
-                    path: self.target.clone(),
-                },
-                _ => io_error("rename to", &self.target)(error),
-            });
-        }
+        rename_directory(&self.temporary, &self.target)?;
         self.done = true;
         sync_directory(&self.parent)
     }
+}
+
+/// Syncs a directory that is complete, with everything in it, and gives it the name `target` on the same
+/// file system. Never replaces a directory that has something in it.
+///
+/// # Errors
+/// As [`AtomicDir::commit`].
+pub fn place_directory(directory: &Path, target: &Path) -> Result<(), AtomicError> {
+    if fs::symlink_metadata(target).is_ok() {
+        return Err(AtomicError::Exists {
+            path: target.to_owned(),
+        });
+    }
+    sync_tree(directory)?;
+    sync_directory(directory)?;
+    rename_directory(directory, target)?;
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent),
+        _ => sync_directory(Path::new(".")),
+    }
+}
+
+fn rename_directory(from: &Path, target: &Path) -> Result<(), AtomicError> {
+    fs::rename(from, target).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists
+        | io::ErrorKind::DirectoryNotEmpty
+        | io::ErrorKind::NotADirectory => AtomicError::Exists {
+            path: target.to_owned(),
+        },
+        _ => io_error("rename to", target)(error),
+    })
 }
 
 impl Drop for AtomicDir {

@@ -11,7 +11,7 @@
 mod atomic;
 mod container;
 
-pub use atomic::{AtomicDir, AtomicError, AtomicFile, sweep_leftovers};
+pub use atomic::{AtomicDir, AtomicError, AtomicFile, place_directory, sweep_leftovers};
 pub use container::{
     CONTAINER_BYTES_MAX, ContainerError, FORMAT_VERSION, MAGIC, NAME_BYTES_MAX, Reader,
     SECTIONS_MAX, Writer,

@@ -82,6 +82,9 @@ the hashes are checked, layers are applied in order, and its process is started 
 environment, directory and user once the guest is up. Of several images SOURCE:NAME is the one of
 that name; of variants for one kind of machine the best that this CPU has is taken.
 
+File capabilities and users' own attributes (user.*) are kept. Access control lists, SELinux labels and
+other extended attributes are left out; which, and of how many files, is said at the end.
+
 Without options kernel and initial RAM disk are those of the root file system's /boot, and its own
 init runs. With --kernel-from they are Debian's, with an init that needs nothing of the root file system.
 

@@ -3,20 +3,21 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use cloudlet::boot_image::{self, BootImage, Manifest};
+use cloudlet::boot_image::{BootImage, Manifest};
 use cloudlet::import::boot::Choice;
 use cloudlet::import::source::Source;
+use cloudlet::import::xattrs::LeftOut;
 use cloudlet::import::{self, Options};
 use cloudlet_resources::linux;
-use cloudlet_snapshot::AtomicDir;
+use cloudlet_snapshot::place_directory;
 use serde_json::json;
 
-use super::output::tell;
+use super::output::{Progress, tell};
 use super::scratch::Scratch;
 use super::{Host, absolute};
 use crate::cli::{Image, ImageBuild, ImageImport};
@@ -53,40 +54,85 @@ fn import(host: &Host, args: &ImageImport) -> Result<()> {
     let options = Options {
         source: &source,
         boot,
-        root_len: args.size << 20,
+        root_len: args.size.map(|mib| mib << 20),
         work: scratch.path(),
     };
-    let manifest = import::import(&options, &mut |step| host.output.say(step))
+    let mut steps = Steps {
+        host,
+        bar: host.output.progress(),
+    };
+    let made = import::import(&options, &mut steps)
         .with_context(|| format!("cannot import {}", args.source.display()))?;
-    let finished = AtomicDir::create(&out)?;
-    let made = scratch.path().join("image");
-    for name in boot_image::NAMES {
-        fs::rename(made.join(name), finished.path().join(name))
-            .with_context(|| format!("cannot put {name} in its place"))?;
-    }
-    finished.commit()?;
-    report(host, &args.out, &manifest);
+    steps.bar.finish();
+    // The directory gets its name in one step, and until then belongs to what is swept.
+    place_directory(&scratch.path().join("image"), &out)?;
+    report(host, &args.out, &made.manifest, Some(&made.left_out));
     Ok(())
 }
 
-fn report(host: &Host, out: &Path, manifest: &Manifest) {
-    host.output
-        .result(&json!({ "image": out, "manifest": manifest }), || {
-            format!("cloudlet run --image {} boots it", out.display())
-        });
+/// Steps as remarks, and the last one's progress as a bar.
+struct Steps<'a> {
+    host: &'a Host,
+    bar: Progress,
+}
+
+impl import::Progress for Steps<'_> {
+    fn step(&mut self, step: &str) {
+        self.host.output.say(step);
+    }
+
+    fn written(&mut self, done: u64, total: u64) {
+        self.bar.show("write", done, total);
+    }
+}
+
+/// Says what was made, and of an import what was left out.
+fn report(host: &Host, out: &Path, manifest: &Manifest, left_out: Option<&LeftOut>) {
+    let mut value = json!({ "image": out, "manifest": manifest });
+    if let Some(left_out) = left_out {
+        let counts: serde_json::Map<_, _> = left_out
+            .iter()
+            .map(|(name, count)| (name.to_owned(), count.into()))
+            .collect();
+        let counted = |(name, count)| format!("{name} of {count}");
+        let names: Vec<String> = left_out.iter().map(counted).collect();
+        if !names.is_empty() {
+            tell(&format!(
+                "cloudlet: extended attributes of files were left out: {}",
+                names.join(", ")
+            ));
+        }
+        value["left_out"] = counts.into();
+    }
+    host.output.result(&value, || {
+        format!("cloudlet run --image {} boots it", out.display())
+    });
 }
 
 fn build(host: &Host, args: &ImageBuild) -> Result<()> {
     let out = absolute(&args.out)?;
-    let scratch = Scratch::new(&host.paths.scratch()?, "recipe-")?;
+    if fs::symlink_metadata(&out).is_ok() {
+        bail!("{} exists", args.out.display());
+    }
+    let parent = out.parent().context("the root directory is no image")?;
+    let scratch = Scratch::new(parent, ".unfinished-build-")?;
     for (name, mode, contents) in linux::RECIPE {
         write(&scratch.path().join(name), *mode, contents)?;
     }
-    // The recipe ends, and removes what it has, when this command is killed.
+    // mmdebstrap unpacks where temporary files go, and apt's own user has to get there.
+    let unpacked = Scratch::new(&std::env::temp_dir(), "cloudlet-build-")?;
+    fs::set_permissions(unpacked.path(), fs::Permissions::from_mode(0o711))
+        .context("cannot let apt's user into a temporary directory")?;
+    let work = scratch.path().join("work");
+    fs::create_dir(&work).with_context(|| format!("cannot make {}", work.display()))?;
+    // The recipe, with all that it has started, is killed with this command; what they leave is swept.
     let mut recipe = Command::new("setpriv");
     recipe
-        .args(["--pdeathsig", "TERM", "bash"])
+        .env("TMPDIR", unpacked.path())
+        .args(["--pdeathsig", "KILL", "bash"])
         .arg(scratch.path().join(linux::RECIPE_SCRIPT))
+        .arg("--work")
+        .arg(&work)
         .arg("--agent")
         .arg(scratch.path().join(linux::RECIPE_AGENT))
         .args(["--suite", &args.suite])
@@ -101,7 +147,7 @@ fn build(host: &Host, args: &ImageBuild) -> Result<()> {
     }
     run(host, recipe.arg(&out))?;
     let image = BootImage::open(&out).context("the recipe made no image")?;
-    report(host, &args.out, &image.manifest);
+    report(host, &args.out, &image.manifest, None);
     Ok(())
 }
 

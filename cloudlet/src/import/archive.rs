@@ -1,5 +1,4 @@
-//! Tar archives, plain or compressed, as root file systems and as layers. Extended attributes are left
-//! out.
+//! Tar archives, plain or compressed, as root file systems and as layers.
 
 use std::io::{self, Read};
 
@@ -126,6 +125,7 @@ fn place(
     spool: &mut dyn Spool,
     kind: Kind,
 ) -> Result<(), Error> {
+    let xattrs = std::mem::take(&mut entry.about.xattrs);
     let header = &entry.header;
     let named = entry.about.sparse.name.take().or(entry.about.path.take());
     let path = named.unwrap_or_else(|| header.path_bytes().into_owned());
@@ -138,7 +138,10 @@ fn place(
         None => header.link_name_bytes().unwrap_or_default().into_owned(),
     };
     let node = match header.entry_type() {
-        EntryType::Directory => return Ok(tree.put_directory(&path, attributes, spool)?),
+        EntryType::Directory => {
+            tree.put_directory(&path, attributes, spool)?;
+            return Ok(tree.set_xattrs(&path, xattrs)?);
+        }
         EntryType::Link => return Ok(tree.link(&path, &target(), spool)?),
         // An old archive's directory is a file whose name ends so.
         EntryType::Regular if path.ends_with(b"/") => {
@@ -158,7 +161,8 @@ fn place(
             });
         }
     };
-    Ok(tree.put(&path, attributes, node, spool)?)
+    tree.put(&path, attributes, node, spool)?;
+    Ok(tree.set_xattrs(&path, xattrs)?)
 }
 
 /// Keeps an entry's contents: those of a sparse file are what its map says.

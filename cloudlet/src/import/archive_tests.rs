@@ -361,3 +361,50 @@ fn times_of_headers_may_be_before_1970_and_after_2106() {
         assert_eq!(file.attributes.mtime, seconds);
     }
 }
+
+#[test]
+fn capabilities_and_users_own_attributes_are_kept() {
+    let capability: &[u8] = b"\x01\0\0\x02\n\0\0\0\n\0\0\0\0\0\0\0\0\0\0\0";
+    let records = [
+        (&b"SCHILY.xattr.security.capability"[..], capability),
+        (b"SCHILY.xattr.user.note", b"a=b"),
+        (b"SCHILY.xattr.security.selinux", b"system_u"),
+        (b"SCHILY.acl.access", b"user::rwx"),
+    ];
+    let mut bytes = Vec::new();
+    for (path, kind) in [("ping", EntryType::Regular), ("dir", EntryType::Directory)] {
+        let mut body = Vec::new();
+        for (key, value) in records {
+            // The length counts its own digits, two of them here.
+            let len = 2 + key.len() + value.len() + 3;
+            body.extend_from_slice(format!("{len} ").as_bytes());
+            body.extend_from_slice(&[key, b"=", value, b"\n"].concat());
+        }
+        let mut about = header(EntryType::XHeader, body.len() as u64);
+        about.set_cksum();
+        bytes.extend_from_slice(about.as_bytes());
+        body.resize(body.len().next_multiple_of(512), 0);
+        bytes.extend_from_slice(&body);
+        bytes.extend_from_slice(&archive(&[(kind, path, "")])[..512]);
+    }
+    let mut made = Made::new();
+    made.read(&bytes, Kind::Whole).unwrap();
+    let xattrs = |path: &str| {
+        let id = made.tree.find(path.as_bytes()).unwrap();
+        made.tree.node(id).xattrs.clone()
+    };
+    let own = |name: &[u8], value: &[u8]| (name.to_vec(), value.to_vec());
+    let note = own(b"user.note", b"a=b");
+    assert_eq!(
+        xattrs("ping"),
+        [own(b"security.capability", capability), note.clone()]
+    );
+    assert_eq!(xattrs("dir"), [note]);
+    let left_out: Vec<_> = made.tree.left_out().iter().collect();
+    let expected = [
+        ("security.capability", 1),
+        ("security.selinux", 2),
+        ("system.posix_acl_access", 2),
+    ];
+    assert_eq!(left_out, expected);
+}

@@ -2,6 +2,7 @@
 //! never followed; owners are the host's.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::ops::Range;
@@ -11,10 +12,15 @@ use std::path::Path;
 
 use cloudlet_agent::sparse;
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::spool::{Blob, STRETCHES_MAX, Spool};
 use super::tree::{Attributes, Kind, Tree};
+use super::xattrs::Xattr;
 use super::{Error, io_error};
+
+/// Longest list of names, and longest value, of extended attributes (linux/limits.h).
+const XATTRS_LEN_MAX: usize = 64 << 10;
 
 /// Reads the directory at `path` into `tree`. Sockets are left out: nobody would listen on them.
 ///
@@ -23,6 +29,7 @@ use super::{Error, io_error};
 pub fn read(path: &Path, tree: &mut Tree, spool: &mut dyn Spool) -> Result<(), Error> {
     let metadata = std::fs::symlink_metadata(path).map_err(io_error("look at", path))?;
     tree.put_directory(b"/", attributes(&metadata), spool)?;
+    tree.set_xattrs(b"/", xattrs(path)?)?;
     let mut reader = Reader {
         tree,
         spool,
@@ -56,6 +63,7 @@ impl Reader<'_> {
         let kind = metadata.file_type();
         if kind.is_dir() {
             self.tree.put_directory(inner, attributes, self.spool)?;
+            self.tree.set_xattrs(inner, xattrs(path)?)?;
             return self.inside(path, inner);
         }
         let key = (metadata.dev(), metadata.ino());
@@ -83,7 +91,8 @@ impl Reader<'_> {
         } else {
             return Ok(());
         };
-        Ok(self.tree.put(inner, attributes, node, self.spool)?)
+        self.tree.put(inner, attributes, node, self.spool)?;
+        Ok(self.tree.set_xattrs(inner, xattrs(path)?)?)
     }
 
     /// Whoever can write to the directory may swap a name between look and open: what is opened is
@@ -151,6 +160,30 @@ impl Read for Stretches<'_> {
     }
 }
 
+/// A file's extended attributes, of a link those of itself. A file system may have none.
+fn xattrs(path: &Path) -> Result<Vec<Xattr>, Error> {
+    let failed = |error: Errno| io_error("read the extended attributes of", path)(error.into());
+    let mut names = vec![0; XATTRS_LEN_MAX];
+    let len = match rustix::fs::llistxattr(path, &mut names) {
+        Ok(len) => len,
+        Err(Errno::NOTSUP) => 0,
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = Vec::new();
+    for name in names[..len].split_inclusive(|&byte| byte == 0) {
+        let name = CStr::from_bytes_with_nul(name).map_err(|_| failed(Errno::INVAL))?;
+        let mut value = vec![0; XATTRS_LEN_MAX];
+        match rustix::fs::lgetxattr(path, name, &mut value) {
+            Ok(len) => value.truncate(len),
+            // It is gone again.
+            Err(Errno::NODATA) => continue,
+            Err(error) => return Err(failed(error)),
+        }
+        found.push((name.to_bytes().to_vec(), value));
+    }
+    Ok(found)
+}
+
 fn attributes(metadata: &Metadata) -> Attributes {
     Attributes {
         mode: metadata.mode() & 0o7777,
@@ -191,6 +224,29 @@ mod tests {
         assert_eq!(&bytes, b"somebody");
         kept.read_exact_at(&mut bytes, 0).unwrap();
         assert_eq!(&bytes, b"first\0\0\0");
+    }
+
+    #[test]
+    fn extended_attributes_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"").unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        let set = |name, value| rustix::fs::setxattr(&path, name, value, flags);
+        // Not every file system has these, and not everybody may set the other.
+        let is_noted = set("user.note", b"yes").is_ok();
+        let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let is_capable = set("security.capability", capability).is_ok();
+        let (mut tree, mut spool) = (Tree::new(), FileSpool::new(dir.path(), 0));
+        read(dir.path(), &mut tree, &mut spool).unwrap();
+        let mut expected = Vec::new();
+        if is_capable {
+            expected.push((b"security.capability".to_vec(), capability.to_vec()));
+        }
+        if is_noted {
+            expected.push((b"user.note".to_vec(), b"yes".to_vec()));
+        }
+        assert_eq!(tree.node(tree.find(b"file").unwrap()).xattrs, expected);
     }
 
     #[test]

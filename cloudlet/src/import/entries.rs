@@ -11,6 +11,7 @@ use tar::{EntryType, Header};
 use super::archive::Error;
 use super::sniff;
 use super::sparse::{self, Map};
+use super::xattrs::Xattr;
 
 /// Longest name that a record of its own gives: a path with its final zero.
 const NAME_LEN_MAX: u64 = 4097;
@@ -49,6 +50,8 @@ pub struct Next {
     pub mtime: Option<(i64, u32)>,
     /// The map of a sparse file.
     pub sparse: sparse::Records,
+    /// Extended attributes.
+    pub xattrs: Vec<Xattr>,
 }
 
 impl Next {
@@ -70,11 +73,24 @@ impl Next {
                 key => {
                     if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                         self.sparse.add(key, value)?;
+                    } else if let Some(name) = xattr_name(key) {
+                        self.xattrs.push((name.to_vec(), value.to_vec()));
                     }
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// The extended attribute that a record is about: star, GNU tar and bsdtar agree on the first form, and
+/// have records of their own for lists and labels.
+fn xattr_name(key: &[u8]) -> Option<&[u8]> {
+    match key {
+        b"SCHILY.acl.access" => Some(b"system.posix_acl_access"),
+        b"SCHILY.acl.default" => Some(b"system.posix_acl_default"),
+        b"RHT.security.selinux" => Some(b"security.selinux"),
+        key => key.strip_prefix(b"SCHILY.xattr."),
     }
 }
 

@@ -12,12 +12,13 @@
 //! | [`dir`] | directories |
 //! | [`archive`], [`entries`], [`sparse`] | tar archives; [`unpack`] and [`sniff`] find them in what is compressed, and name what is none |
 //! | [`oci`], [`docker`], [`choose`] | container images, whose files are where [`layout`] finds them |
+//! | [`xattrs`] | which extended attributes are kept |
 //! | [`entry`] | an OCI image's process, in the file that the guest's agent starts it from |
 //! | [`boot`] | kernel and initial RAM disk |
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
 use cloudlet_agent::sparse as holes;
@@ -42,8 +43,15 @@ pub mod sparse;
 pub mod spool;
 pub mod tree;
 pub mod unpack;
+pub mod xattrs;
 
 use source::Source;
+use xattrs::LeftOut;
+
+/// Size of a root file system for which none is given: this, or twice what it takes if that is more.
+pub const ROOT_LEN: u64 = 2 << 30;
+/// Most bytes of contents where no size is given.
+const CONTENTS_LEN_MAX: u64 = 16 << 30;
 
 /// Bytes hashed at a time.
 const HASH_CHUNK_LEN: usize = 256 << 10;
@@ -98,28 +106,55 @@ pub struct Options<'a> {
     pub source: &'a Source,
     /// Where kernel and initial RAM disk come from.
     pub boot: boot::Choice<'a>,
-    /// Size of the root file system in bytes.
-    pub root_len: u64,
+    /// Size of the root file system in bytes; none is as [`ROOT_LEN`] says.
+    pub root_len: Option<u64>,
     /// A private empty directory on the image's file system.
     pub work: &'a Path,
+}
+
+/// Hears of steps, and how far the last of them is.
+pub trait Progress {
+    /// A step begins.
+    fn step(&mut self, step: &str);
+    /// So many bytes of so many of the root file system are written.
+    fn written(&mut self, done: u64, total: u64);
+}
+
+/// What was made.
+#[derive(Debug)]
+pub struct Made {
+    /// The image.
+    pub manifest: Manifest,
+    /// What was left out of what the source has.
+    pub left_out: LeftOut,
 }
 
 /// Makes the image's files in `options.work` joined with `image`, and says what was made.
 ///
 /// # Errors
 /// As [`Error`] says; `options.work` may have leftovers then.
-pub fn import(options: &Options<'_>, say: &mut dyn FnMut(&str)) -> Result<Manifest, Error> {
+pub fn import(options: &Options<'_>, progress: &mut dyn Progress) -> Result<Made, Error> {
     let image = options.work.join("image");
-    std::fs::create_dir(&image).map_err(io_error("make", &image))?;
-    say("reading the root file system");
-    let read = options.source.read(options.work, options.root_len)?;
+    let mut builder = std::fs::DirBuilder::new();
+    let made = builder.mode(0o700).create(&image);
+    made.map_err(io_error("make", &image))?;
+    progress.step("reading the root file system");
+    let limit = options.root_len.unwrap_or(CONTENTS_LEN_MAX);
+    let read = options.source.read(options.work, limit)?;
     let (tree, contents) = (&read.tree, &read.contents);
-    say("adding kernel and initial RAM disk");
+    progress.step("adding kernel and initial RAM disk");
     let cmdline = boot::place(&options.boot, tree, contents, &image)?;
-    say("writing the root file system");
+    progress.step("writing the root file system");
     let root = image.join(boot_image::ROOT);
     let file = File::create_new(&root).map_err(io_error("make", &root))?;
-    ext4::plan(tree, contents)?.write(&file, options.root_len, &mut |_, _| {})?;
+    let plan = ext4::plan(tree, contents)?;
+    let root_len = options.root_len.unwrap_or_else(|| {
+        let roomy = plan.smallest().saturating_mul(2).next_multiple_of(1 << 20);
+        roomy.max(ROOT_LEN)
+    });
+    plan.write(&file, root_len, &mut |done, total| {
+        progress.written(done, total);
+    })?;
     let manifest = Manifest {
         format: boot_image::FORMAT,
         source: read.name,
@@ -134,7 +169,10 @@ pub fn import(options: &Options<'_>, say: &mut dyn FnMut(&str)) -> Result<Manife
     let path = image.join(boot_image::MANIFEST);
     let text = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain JSON");
     std::fs::write(&path, text).map_err(io_error("write", &path))?;
-    Ok(manifest)
+    Ok(Made {
+        manifest,
+        left_out: tree.left_out().clone(),
+    })
 }
 
 /// Length and hash of a finished file, whose holes are not read.

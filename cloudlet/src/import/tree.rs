@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 use super::spool::{Blob, Spool};
+use super::xattrs::{self, LeftOut, Xattr};
 
 /// Most names, of all kinds together.
 const NAMES_MAX: usize = 2_000_000;
@@ -60,9 +61,6 @@ pub struct Attributes {
     pub nanos: u32,
 }
 
-/// An extended attribute: its name, with what it begins with, and its value.
-pub type Xattr = (Vec<u8>, Vec<u8>);
-
 /// A number that stands for a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(usize);
@@ -115,6 +113,7 @@ pub struct Tree {
     layer: u32,
     /// Bytes of extended attributes given so far.
     xattrs_len: usize,
+    left_out: LeftOut,
     /// What this layer hides: hard links of the same layer still find it.
     hidden: HashMap<(NodeId, Vec<u8>), NodeId>,
 }
@@ -154,6 +153,7 @@ impl Tree {
             names: 0,
             layer: 0,
             xattrs_len: 0,
+            left_out: LeftOut::default(),
             hidden: HashMap::new(),
         }
     }
@@ -271,7 +271,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Gives what `path` leads to extended attributes, in place of those that it has.
+    /// Gives what `path` leads to extended attributes in place of those that it has: those that are kept
+    /// (see [`super::xattrs`]); the others are counted.
     ///
     /// # Errors
     /// It leads to nothing, or there is no end of attributes.
@@ -279,17 +280,23 @@ impl Tree {
         let names = split(path)?;
         let found = self.walk(&names, false, false).ok();
         let id = found.and_then(|way| way.last().copied());
-        let id = id.ok_or_else(|| not_there(path))?;
-        let len: usize = xattrs
+        let node = &mut self.nodes[id.ok_or_else(|| not_there(path))?.0];
+        node.xattrs = xattrs::keep(&node.kind, xattrs, &mut self.left_out);
+        let lens = node
+            .xattrs
             .iter()
-            .map(|(name, value)| name.len() + value.len())
-            .sum();
-        self.xattrs_len += len;
+            .map(|(name, value)| name.len() + value.len());
+        self.xattrs_len += lens.sum::<usize>();
         if self.xattrs_len > XATTRS_LEN_MAX {
             return Err(Error::Attributes);
         }
-        self.nodes[id.0].xattrs = xattrs;
         Ok(())
+    }
+
+    /// What was left out of what the source has.
+    #[must_use]
+    pub fn left_out(&self) -> &LeftOut {
+        &self.left_out
     }
 
     /// Removes what earlier layers have of a name: a whiteout.

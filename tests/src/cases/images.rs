@@ -1,7 +1,7 @@
 //! Bootable images: directories that `run --image` boots, and the recipe's errors.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::{Case, Needs};
 use crate::ensure;
 use crate::failure::{Failure, Outcome};
 use crate::host::Host;
-use crate::process::Process;
+use crate::process::{Process, children_of, is_alive};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -30,6 +30,16 @@ pub(super) const CASES: &[Case] = &[
         name: "images_import_makes_bootable_ones",
         run: imports,
         needs: Needs::GUEST,
+    },
+    Case {
+        name: "images_a_killed_build_leaves_nothing",
+        run: killed_build,
+        needs: Needs::NO_GUEST.with_programs(&["unshare"]).as_root(),
+    },
+    Case {
+        name: "images_import_says_what_it_leaves_out",
+        run: left_out,
+        needs: Needs::NO_GUEST.with_programs(&["tar"]),
     },
     Case {
         name: "images_build_says_what_is_missing",
@@ -151,6 +161,108 @@ fn missing(host: &Host) -> Outcome {
         .filter(|name| !["bin", "data", "run"].iter().any(|known| name == known))
         .collect();
     ensure!(left.is_empty(), "something is left: {left:?}");
+    Ok(())
+}
+
+/// A build whose mmdebstrap never ends: with the command, killed outright, everything goes that it has
+/// started and made, beside the image and among temporary files.
+fn killed_build(host: &Host) -> Outcome {
+    let (bin, out, temporary) = (host.path("bin"), host.path("out"), host.path("tmp"));
+    for dir in [&bin, &out, &temporary] {
+        fs::create_dir(dir)?;
+    }
+    let own = [
+        "bash", "setpriv", "unshare", "dirname", "uname", "id", "mkdir", "cat", "chmod", "sort",
+        "sleep", "rm", "sed",
+    ];
+    for tool in own {
+        symlink(which(tool)?, bin.join(tool))?;
+    }
+    for tool in [
+        "mke2fs",
+        "debugfs",
+        "busybox",
+        "cpio",
+        "depmod",
+        "zstd",
+        "apt-get",
+        "apt-config",
+    ] {
+        symlink(which("true")?, bin.join(tool))?;
+    }
+    let started = host.path("started");
+    let script = format!(
+        "#!/bin/bash\necho >$TMPDIR/mmdebstrap.root\nsleep 1000 &\necho >{}\nsleep 1000\n",
+        text(&started)?
+    );
+    let fake = bin.join("mmdebstrap");
+    fs::write(&fake, script)?;
+    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755))?;
+    let mut command = host.command(&["image", "build", "debian", "out/image"]);
+    command.env("PATH", &bin).env("TMPDIR", &temporary);
+    let build = Process::spawn(&mut command, Stdio::null())?;
+    let limit = Duration::from_secs(20);
+    host.wait_until("the build to begin", limit, || {
+        started.exists().then_some(())
+    })?;
+    let is_empty = |dir: &Path| fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+    ensure!(
+        !is_empty(&out) && !is_empty(&temporary),
+        "the build has nothing under way"
+    );
+    let pids = descendants(build.id());
+    ensure!(pids.len() >= 4, "the build has started {pids:?} alone");
+    build.signal(9)?;
+    host.wait_until("all that the build has started to end", limit, || {
+        let alive = pids.iter().any(|&pid| is_alive(pid));
+        (!alive).then_some(())
+    })?;
+    host.wait_until("all that the build has made to go", limit, || {
+        (is_empty(&out) && is_empty(&temporary)).then_some(())
+    })
+}
+
+/// A process's children, theirs, and so on.
+fn descendants(pid: u32) -> Vec<u32> {
+    let mut found = children_of(pid);
+    let mut next = 0;
+    while let Some(&pid) = found.get(next) {
+        found.extend(children_of(pid));
+        next += 1;
+    }
+    found
+}
+
+/// Attributes in an archive: users' own are kept, lists are counted.
+fn left_out(host: &Host) -> Outcome {
+    fs::write(host.path("file"), "x")?;
+    fs::write(host.path("kernel"), GUEST_ELF)?;
+    let pax = "--pax-option=SCHILY.xattr.user.note:=yes,SCHILY.acl.access:=user";
+    let mut tar = std::process::Command::new("tar");
+    tar.current_dir(host.path(""))
+        .args(["--format=pax", pax, "-cf", "root.tar", "file"]);
+    Process::spawn(&mut tar, Stdio::null())?
+        .wait(host.limit(Duration::from_secs(20)))?
+        .expect_code(0)?;
+    let boot = ["--kernel", "kernel", "--initrd", "file"];
+    let arguments = [&["image", "import", "root.tar", "out"], &boot[..]].concat();
+    let value = host.json(&arguments)?;
+    ensure!(
+        value["left_out"] == json!({ "system.posix_acl_access": 1 }),
+        "unexpected: {value}"
+    );
+    let again = [
+        &["image", "import", "root.tar", "again", "--size", "64"],
+        &boot[..],
+    ]
+    .concat();
+    let said = host.run(&again)?.expect_code(0)?.stderr;
+    ensure!(
+        said.contains("left out: system.posix_acl_access of 1"),
+        "unexpected: {said}"
+    );
+    let len = fs::metadata(host.path("out/root.ext4"))?.len();
+    ensure!(len == 2 << 30, "the root file system has {len} bytes");
     Ok(())
 }
 

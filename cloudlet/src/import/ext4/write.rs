@@ -14,7 +14,8 @@ use super::plan::{INLINE_TARGET_MAX, Plan, number};
 use super::superblock::{self, Usage};
 use super::{BLOCK, Error, JOURNAL, Run, UUID, xattr};
 use crate::import::spool::Blob;
-use crate::import::tree::{Attributes, Kind, Xattr};
+use crate::import::tree::{Attributes, Kind};
+use crate::import::xattrs::Xattr;
 
 /// Bytes that are copied in one go.
 const CHUNK_LEN: u64 = 1 << 20;

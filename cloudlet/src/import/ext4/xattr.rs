@@ -5,7 +5,7 @@ use super::checksum::Seed;
 use super::inode::XATTRS_AT;
 use super::layout::INODE_LEN;
 use super::{BLOCK, put16, put32};
-use crate::import::tree::Xattr;
+use crate::import::xattrs::Xattr;
 
 /// `EXT4_XATTR_MAGIC`.
 const MAGIC: u32 = 0xea02_0000;

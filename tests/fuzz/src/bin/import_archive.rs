@@ -36,6 +36,8 @@ pub mod spool;
 pub mod tree;
 #[path = "../../../../cloudlet/src/import/unpack.rs"]
 pub mod unpack;
+#[path = "../../../../cloudlet/src/import/xattrs.rs"]
+pub mod xattrs;
 
 use archive::Kind;
 use spool::{MemorySpool, Spool};
