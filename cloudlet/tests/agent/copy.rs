@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -189,7 +189,7 @@ fn special_files_are_left_out() {
 /// In both directions, as they are received by the same code.
 #[test]
 fn what_is_in_the_place_of_a_file_decides_what_becomes_of_it() {
-    use std::os::unix::fs::{MetadataExt, chown};
+    use std::os::unix::fs::chown;
     let agent = Agent::start();
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
@@ -241,5 +241,31 @@ fn what_is_in_the_place_of_a_file_decides_what_becomes_of_it() {
             let after = fs::symlink_metadata(within.join(name)).unwrap();
             assert_eq!(after.ino(), before.ino(), "{way}");
         }
+    }
+}
+
+#[test]
+fn holes_are_neither_sent_nor_filled() {
+    let agent = Agent::start();
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("lastlog");
+    let file = fs::File::create_new(&source).unwrap();
+    file.write_all_at(b"first", 0).unwrap();
+    file.write_all_at(b"somebody", 100 << 30).unwrap();
+    file.set_len(200 << 30).unwrap();
+    let (guest, back) = (dir.path().join("guest"), dir.path().join("back"));
+    let mut shown = (0, 0);
+    let mut show = |done, total| shown = (done, total);
+    agent::put(agent.connect(), &source, guest.as_os_str(), &mut show).unwrap();
+    let got = agent::get(agent.connect(), guest.as_os_str(), &back, &mut show).unwrap();
+    assert_eq!(shown, (200 << 30, 200 << 30));
+    assert_eq!(got.bytes, 200 << 30);
+    for path in [&guest, &back] {
+        let made = fs::File::open(path).unwrap();
+        assert_eq!(made.metadata().unwrap().len(), 200 << 30);
+        assert!(made.metadata().unwrap().blocks() <= 32);
+        let mut bytes = [0; 8];
+        made.read_exact_at(&mut bytes, 100 << 30).unwrap();
+        assert_eq!(&bytes, b"somebody");
     }
 }
