@@ -11,6 +11,8 @@ use clap::builder::ArgPredicate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cloudlet_vmm::devices::rate::Limits;
 
+use crate::commands::ANSWER_SECS;
+
 /// A minimal hypervisor that provisions, overlays and moves microVMs.
 #[derive(Debug, Parser)]
 #[command(name = "cloudlet", version, after_help = help::EXIT_CODES, max_term_width = 100)]
@@ -46,7 +48,8 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  cloudlet shutdown web --timeout 120")]
     Shutdown(Shutdown),
     /// End a VM at once and forget it
-    Stop(Vm),
+    #[command(after_help = help::STOP_HELP)]
+    Stop(Stop),
     /// Attach to a VM's serial console; Ctrl-] detaches
     Console(Vm),
     /// Run a command in a Linux guest
@@ -110,6 +113,20 @@ pub(crate) struct Vm {
     /// The VM's name
     #[arg(value_name = "VM")]
     pub(crate) name: String,
+}
+
+/// `stop`
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+    /// How long the VM may take to answer before its process is killed
+    #[arg(long, default_value_t = ANSWER_SECS, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+    /// Kill its process without asking
+    #[arg(long, conflicts_with = "timeout")]
+    pub(crate) force: bool,
 }
 
 /// `exec`

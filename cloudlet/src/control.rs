@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::registry::VmDir;
+use crate::sockets;
 
 /// Longest request line in bytes. An overlay's page order is the largest thing said: 20 bytes a
 /// page at most, for half a million pages.
@@ -18,6 +19,8 @@ pub const REQUEST_LEN_MAX: usize = 10 << 20;
 
 /// How long a VM may have its name and not listen yet.
 const STARTING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a VM may take to have room for another connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const STARTING_POLL: Duration = Duration::from_millis(5);
 
 /// A page of memory (`space` 0) or a block of disk `space - 1`, both in units of 4 KiB.
@@ -120,6 +123,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the VM has not answered in its time.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        let (Self::Connect { source, .. } | Self::Io(source)) = self else {
+            return false;
+        };
+        matches!(
+            source.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        )
+    }
+
     fn is_nobody_there(&self) -> bool {
         let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
         matches!(self, Self::Connect { source, .. } if nobody.contains(&source.kind()))
@@ -135,7 +150,7 @@ pub struct Client {
 impl Client {
     /// Connects to the socket at `path`.
     pub fn connect(path: &Path) -> Result<Self, Error> {
-        let stream = UnixStream::connect(path).map_err(|source| Error::Connect {
+        let stream = sockets::connect(path, CONNECT_TIMEOUT).map_err(|source| Error::Connect {
             path: path.to_owned(),
             source,
         })?;

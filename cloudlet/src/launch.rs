@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use cloudlet_vmm::devices::rate::Limits;
 use cloudlet_vmm::devices::virtio::net::MacAddr;
@@ -20,6 +21,10 @@ pub use crate::report::{End, Report, end_of, read_report};
 
 /// The subcommand that makes this program a VMM process.
 pub const VMM_COMMAND: &str = "vmm-process";
+
+/// How long a process that has said why there is no VM may take to end.
+const END_LIMIT: Duration = Duration::from_secs(2);
+const END_POLL: Duration = Duration::from_millis(2);
 
 /// What a VMM process is to be.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -226,6 +231,18 @@ pub enum Error {
         /// What it left in its report or log.
         detail: String,
     },
+    /// The process said why, and is still there: a thread of it waits in the kernel, where nothing
+    /// ends it.
+    #[error(
+        "{error}. Its process {pid} cannot end before the file server answers, or is itself ended, \
+         that it waits for in the kernel"
+    )]
+    Stuck {
+        /// The process.
+        pid: u32,
+        /// What it said.
+        error: Box<Error>,
+    },
     /// What it says cannot be read.
     #[error("cannot understand the VMM process")]
     Event(#[source] serde_json::Error),
@@ -238,6 +255,8 @@ pub struct Vmm {
     pub child: Child,
     /// The VM's directory.
     pub dir: VmDir,
+    /// Opened while the VM lived: the directory may be gone when it ends.
+    report: Option<File>,
 }
 
 impl Vmm {
@@ -249,13 +268,17 @@ impl Vmm {
     /// How the VM ended, once it has.
     #[must_use]
     pub fn ended(&self) -> Report {
-        Report::of(&self.dir)
+        match &self.report {
+            Some(report) => Report::read(report),
+            None => Report::of(&self.dir),
+        }
     }
 
     /// What the VM left to say about its end, if it did not end in order.
     #[must_use]
     pub fn report(&self) -> Option<String> {
-        read_report(&self.dir)
+        let words = self.ended().words;
+        (!words.is_empty()).then_some(words)
     }
 }
 
@@ -276,7 +299,10 @@ pub fn start(
     }
     let stdout = child.stdout.take().expect("standard output is a pipe");
     let error = match wait_ready(stdout, progress) {
-        Ok(true) => return Ok(Vmm { child, dir }),
+        Ok(true) => {
+            let report = File::open(dir.report()).ok();
+            return Ok(Vmm { child, dir, report });
+        }
         Ok(false) => {
             let status = child.wait().map_err(Error::Spawn)?;
             Error::Died {
@@ -284,15 +310,28 @@ pub fn start(
                 detail: last_words(&dir, status),
             }
         }
-        Err(error) => {
-            child.wait().map_err(Error::Spawn)?;
-            error
-        }
+        Err(error) if ends_within(&mut child, END_LIMIT).map_err(Error::Spawn)? => error,
+        Err(error) => Error::Stuck {
+            pid: child.id(),
+            error: Box::new(error),
+        },
     };
     // A VM that never ran is told of here and nowhere else. The directory stays where it belongs
     // to a living VM of the same name.
     let _ = dir.remove();
     Err(error)
+}
+
+/// Whether `child` has ended by the end of `limit`.
+fn ends_within(child: &mut Child, limit: Duration) -> io::Result<bool> {
+    let begin = Instant::now();
+    while child.try_wait()?.is_none() {
+        if begin.elapsed() > limit {
+            return Ok(false);
+        }
+        std::thread::sleep(END_POLL);
+    }
+    Ok(true)
 }
 
 fn spawn(dir: &VmDir) -> Result<Child, Error> {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`paths`], [`registry`], [`store`] | where things live: directories, VMs by name, base VMs |
 //! | [`image`], [`sparse`], [`pages`] | a VM's state as files, and its pages as the delta engine reads them |
+//! | [`sockets`] | Unix sockets at paths of any length |
 //! | [`files`] | the gate for files that a user names |
 //! | [`hold`] | directories of base VMs and snapshots that VMs run on |
 //! | [`boot_image`] | a kernel, an initial RAM disk and a root that belong together |
@@ -35,6 +36,7 @@ pub mod process;
 pub mod registry;
 pub mod report;
 pub mod serve;
+pub mod sockets;
 pub mod sparse;
 pub mod store;
 pub mod synthesis;

@@ -3,14 +3,18 @@
 //! ended, whatever it left behind.
 
 use std::fs::{File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::paths::private_dir;
 
-/// Longest VM name, so that socket paths stay within `sun_path` (108 bytes, `unix(7)`).
+mod holder;
+
+pub use holder::{Held, Holder};
+
+/// Longest VM name.
 pub const NAME_LEN_MAX: usize = 32;
 
 /// How often, and how far apart, a claim is tried: a lock that is only being looked at is free again
@@ -184,9 +188,10 @@ impl VmDir {
             match lock.try_lock() {
                 Ok(()) if is_same_file(&lock, &path) => {
                     self.clear_leftovers()?;
+                    leave_mark(&lock).map_err(failed)?;
                     return Ok(VmLock {
                         dir: self.clone(),
-                        _lock: lock,
+                        lock,
                     });
                 }
                 Err(TryLockError::Error(source)) => return Err(failed(source)),
@@ -227,6 +232,12 @@ impl VmDir {
         matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
     }
 
+    /// The VMM process that holds the name, or held it last.
+    #[must_use]
+    pub fn holder(&self) -> Option<Holder> {
+        Holder::read(&self.lock_path())
+    }
+
     /// Removes what a VM that has ended left. Refuses while it lives.
     pub fn remove(&self) -> Result<(), Error> {
         if self.is_alive() {
@@ -236,6 +247,12 @@ impl VmDir {
         }
         remove_dir(&self.path)
     }
+}
+
+/// Says in the lock file who holds it.
+fn leave_mark(mut lock: &File) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.write_all(Holder::own()?.mark().as_bytes())
 }
 
 /// Whether `path` names the file that `file` is.
@@ -260,13 +277,35 @@ fn remove_dir(path: &Path) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct VmLock {
     dir: VmDir,
-    _lock: File,
+    lock: File,
 }
 
 impl VmLock {
-    /// The VM ended in order: nothing of it stays.
-    pub fn leave_nothing(self) -> Result<(), Error> {
-        remove_dir(&self.dir.path)
+    /// Whether the VM can still be found: its directory is in its place, with the lock and the
+    /// control socket in it.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        self.is_ours() && self.dir.control_socket().exists()
+    }
+
+    fn is_ours(&self) -> bool {
+        is_same_file(&self.lock, &self.dir.lock_path())
+    }
+
+    /// The VM ended in order: nothing of it stays, and the name is free. A directory that another
+    /// VM of the name has made since is left alone.
+    pub fn leave_nothing(&self) -> Result<(), Error> {
+        let removed = if self.is_ours() {
+            remove_dir(&self.dir.path)
+        } else {
+            Ok(())
+        };
+        // Other threads of the process may hold the descriptor for longer.
+        let unlocked = self.lock.unlock().map_err(|source| Error::File {
+            path: self.dir.lock_path(),
+            source,
+        });
+        removed.and(unlocked)
     }
 }
 
@@ -329,7 +368,20 @@ mod tests {
         let lock = dir.claim().unwrap();
         assert!(!dir.control_socket().exists());
         assert_eq!(list(vms.path()).unwrap().len(), 1);
+        assert_eq!(dir.holder(), Some(Holder::own().unwrap()));
+        assert!(!lock.is_in_place());
+        std::fs::write(dir.control_socket(), "").unwrap();
+        assert!(lock.is_in_place());
         lock.leave_nothing().unwrap();
         assert!(matches!(find(vms.path(), "a"), Err(Error::Unknown { .. })));
+
+        // A directory that was taken away and made anew is another VM's.
+        let lock = dir.claim().unwrap();
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        let next = dir.claim().unwrap();
+        assert!(!lock.is_in_place());
+        lock.leave_nothing().unwrap();
+        assert!(dir.is_alive());
+        drop(next);
     }
 }

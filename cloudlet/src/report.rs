@@ -4,7 +4,7 @@
 //! taken over before it wrote, and the words go to a terminal: so many bytes, and no control characters.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 use cloudlet_vmm::exit::ExitReason;
@@ -50,6 +50,12 @@ impl Report {
     #[must_use]
     pub fn of(dir: &VmDir) -> Self {
         Self::parse(&read_text(&dir.report()))
+    }
+
+    /// What is in a report that was opened while the VM lived: its directory may be gone.
+    #[must_use]
+    pub fn read(report: &File) -> Self {
+        Self::parse(&text_of(report))
     }
 
     fn parse(text: &str) -> Self {
@@ -101,8 +107,7 @@ pub fn read_report(dir: &VmDir) -> Option<String> {
 /// What an ended VM's report says, which was opened while the VM lived: its directory may be gone.
 #[must_use]
 pub fn end_of(report: &File) -> End {
-    let report = Report::parse(&text_of(report));
-    match report {
+    match Report::read(report) {
         report if report.is_orderly() => End::InOrder,
         report if report.end == KILLED => End::Killed,
         report => End::Reported(report.words),
@@ -130,8 +135,10 @@ fn read_text(path: &Path) -> String {
     File::open(path).map_or_else(|_| String::new(), |file| text_of(&file))
 }
 
-fn text_of(file: &File) -> String {
+fn text_of(mut file: &File) -> String {
     let mut bytes = Vec::new();
+    // It may have been read before.
+    let _ = file.rewind();
     let _ = file.take(WORDS_LEN_MAX).read_to_end(&mut bytes);
     plain::lines(&String::from_utf8_lossy(&bytes)).into_owned()
 }

@@ -3,6 +3,12 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::sockets;
+
+/// How long a VM may take to have room for another connection: it may be writing a snapshot.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The VM's vsock socket is not there, or takes nobody.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +26,7 @@ pub struct ConnectError {
 /// # Errors
 /// There is no VM.
 pub fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
-    UnixStream::connect(path).map_err(|source| ConnectError {
+    sockets::connect(path, CONNECT_TIMEOUT).map_err(|source| ConnectError {
         path: path.to_owned(),
         source,
     })

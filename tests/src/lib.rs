@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod cases;
 pub mod failure;
+pub mod fuse;
 pub mod guest;
 pub mod host;
 pub mod http;

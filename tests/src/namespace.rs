@@ -77,7 +77,8 @@ pub fn bare_dev(nodes: &[&str]) -> Outcome {
     Ok(())
 }
 
-fn mount(
+/// Mounts `source` at `target`: mount(2).
+pub(crate) fn mount(
     source: impl AsRef<Path>,
     target: &Path,
     kind: &str,
@@ -98,6 +99,14 @@ fn mount(
             data.as_ptr().cast(),
         )
     })?;
+    Ok(())
+}
+
+/// Takes the mount at `at` away, whoever uses it.
+pub(crate) fn unmount_by_force(at: &Path) -> Outcome {
+    let path = CString::new(at.as_os_str().as_bytes())?;
+    // SAFETY: the pointer is to a string with an end, which lives until after the call.
+    check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) })?;
     Ok(())
 }
 

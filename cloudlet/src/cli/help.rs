@@ -116,6 +116,15 @@ Examples:
   cloudlet synthesize https://cloudlet.example/fluid.overlay --rate 38 --wait
   cloudlet synthesize http://10.0.0.2:8080/fluid.overlay --no-early-start";
 
+pub(super) const STOP_HELP: &str = "\
+The guest is not asked: `cloudlet shutdown` does that. What it wrote to named layers is flushed, unless
+the VM does not answer and its process is killed.
+
+Examples:
+  cloudlet stop web
+  cloudlet stop web --timeout 5
+  cloudlet stop web --force";
+
 pub(super) const EXEC_HELP: &str = "\
 Needs the agent in the guest. The command's standard input, output and error are those of this one;
 SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to its process group, which ends when this command

@@ -12,6 +12,7 @@ use cloudlet::store::{Base as StoredBase, Store};
 use serde_json::{Value, json};
 
 use super::output::{megabytes, table};
+use super::stop::stop_quietly;
 use super::{Host, run, vm};
 use crate::cli::{Base, BaseCreate, BaseRm, NewVm};
 
@@ -127,7 +128,7 @@ fn boot_and_publish(
         )),
         None => error,
     });
-    vm::stop_quietly(&vmm.dir)?;
+    stop_quietly(&vmm.dir)?;
     published
 }
 
@@ -234,7 +235,7 @@ fn users_of(host: &Host, base: &StoredBase) -> Result<String> {
     let id = base.id.to_string();
     let mut users = Vec::new();
     for dir in registry::list(&host.paths.vms()?)? {
-        let state = vm::state_of(&dir);
+        let state = vm::state_of(&dir, vm::PS_TIMEOUT);
         if state["base"] == id {
             users.push(dir.name.to_string());
         } else if state["state"] == "busy" {

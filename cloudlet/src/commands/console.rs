@@ -11,13 +11,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cloudlet::agent;
+use cloudlet::{agent, sockets};
 use signal_hook::consts::{SIGHUP, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use super::terminal::{self, RawTerminal};
 use super::{Host, output, stdio};
 
+/// How long a VM may take to have room for another client.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Ctrl-], which detaches, as in telnet.
 const DETACH: u8 = 0x1d;
 /// Bytes read from the console at a time.
@@ -63,7 +65,7 @@ pub(super) enum End {
 /// # Errors
 /// The console cannot be reached.
 pub(super) fn attach(socket: &Path, vsock: PathBuf) -> Result<End> {
-    let stream = UnixStream::connect(socket).context("cannot reach the console")?;
+    let stream = sockets::connect(socket, CONNECT_TIMEOUT).context("cannot reach the console")?;
     let of_input = stream.try_clone().context("cannot use the console")?;
     let of_output = stream.try_clone().context("cannot use the console")?;
     let (events, ended) = mpsc::channel();

@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 
 use super::output::{Output, megabytes, table};
 use super::scratch::Scratch;
-use super::{Host, app, base, overlay, vm};
+use super::stop::stop_quietly;
+use super::{Host, app, base, overlay};
 use crate::cli::{AppInstall, AppName, Demo, NewVm};
 
 const TAG: &str = "unikernel";
@@ -151,7 +152,7 @@ impl DemoHost {
             short(&base),
             in_ms(published)
         ));
-        vm::stop_quietly(&vmm.dir)?;
+        stop_quietly(&vmm.dir)?;
         Ok((boot, published))
     }
 
@@ -230,7 +231,7 @@ impl DemoHost {
             megabytes(overlay_bytes),
             in_ms(encode)
         ));
-        vm::stop_quietly(&original.dir)?;
+        stop_quietly(&original.dir)?;
         let shown = synthesis::show(&file)?;
         let mut server = Server::bind(&self.dir, "127.0.0.1:0", ServeOptions::default())?;
         let url = server.url("app.overlay");
@@ -294,7 +295,7 @@ impl DemoHost {
             verified.text
         ));
         let looked = look(&vsock, original)?;
-        vm::stop_quietly(&vmm.dir)?;
+        stop_quietly(&vmm.dir)?;
         Ok((
             answer,
             Synthesised {
@@ -316,7 +317,7 @@ impl DemoHost {
             "synthesised without early start: first answer after {}",
             in_ms(first_answer)
         ));
-        vm::stop_quietly(&vmm.dir)?;
+        stop_quietly(&vmm.dir)?;
         Ok((answer, first_answer))
     }
 

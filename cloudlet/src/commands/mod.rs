@@ -16,6 +16,7 @@ mod scratch;
 mod serve;
 mod snapshot;
 mod stdio;
+mod stop;
 mod synthesize;
 mod terminal;
 mod vm;
@@ -38,6 +39,7 @@ use crate::cli::{Cli, Command, NewVm};
 use output::Output;
 pub(crate) use output::{exit_code, tell};
 pub(crate) use scratch::SWEEP_COMMAND;
+pub(crate) use stop::ANSWER_SECS;
 
 /// Does what `cli` says; the code is the process's.
 pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
@@ -69,7 +71,7 @@ pub(crate) fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Pause(vm) => vm::change(&context, &vm.name, &Request::Pause { lease: false })?,
         Command::Resume(vm) => vm::change(&context, &vm.name, &Request::Resume)?,
         Command::Shutdown(args) => vm::shutdown(&context, args)?,
-        Command::Stop(vm) => vm::stop(&context, &vm.name)?,
+        Command::Stop(args) => stop::stop(&context, args)?,
         Command::Console(vm) => return console::console(&context, &vm.name),
         Command::Exec(args) => return Ok(exec::exec(&context, args)),
         Command::Cp(args) => return copy::copy(&context, args),
@@ -201,6 +203,9 @@ fn vsock_for(options: &NewVm, dir: &VmDir) -> Result<PathBuf> {
 
 /// The socket of the vsock that a VM's status tells of.
 fn vsock_in(name: &str, status: &Value) -> Result<PathBuf> {
+    if let Some(what) = status["waits_for"].as_str() {
+        anyhow::bail!("{name} does not run yet: it waits for {what}");
+    }
     let path = status["vsock"].as_str();
     Ok(path.with_context(|| format!("{name} has no vsock"))?.into())
 }

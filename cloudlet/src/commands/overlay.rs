@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::output::{megabytes, table};
 use super::scratch::Scratch;
-use super::{Host, absolute, app, vm};
+use super::stop::stop_quietly;
+use super::{Host, absolute, app};
 use crate::cli::{NewVm, Overlay, OverlayCreate};
 
 pub(super) fn overlay(host: &Host, command: &Overlay) -> Result<()> {
@@ -120,7 +121,7 @@ fn rehearse(
             Some(end) => error.context(format!("the copy of the VM ended: {end}")),
             None => error,
         });
-    vm::stop_quietly(&rehearsal.dir)?;
+    stop_quietly(&rehearsal.dir)?;
     touched
 }
 

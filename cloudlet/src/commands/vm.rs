@@ -1,27 +1,27 @@
-//! `ps`, `status`, `balloon`, `pause`, `resume`, `shutdown`, `stop`, `sync`.
+//! `ps`, `status`, `balloon`, `pause`, `resume`, `shutdown`, `sync`.
 
 use std::fs::File;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use cloudlet::control::{Client, Error, Request};
+use cloudlet::control::{Client, Request};
 use cloudlet::launch::{End, Report, end_of};
 use cloudlet::registry::{self, VmDir};
 use serde_json::{Value, json};
 
 use super::Host;
 use super::output::{megabytes, table, text_of};
+use super::stop::ends_within;
 use crate::cli::{Balloon, Shutdown};
 
 /// How long a VM may take to answer `ps`.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a VM may take to end after `stop`.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-const STOP_POLL: Duration = Duration::from_millis(2);
+pub(super) const PS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one may take to answer `status`: it may be writing a snapshot.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn ps(host: &Host) -> Result<()> {
     let vms = registry::list(&host.paths.vms()?)?;
-    let states: Vec<Value> = vms.iter().map(state_of).collect();
+    let states: Vec<Value> = vms.iter().map(|dir| state_of(dir, PS_TIMEOUT)).collect();
     let mut rows = vec![
         ["NAME", "STATE", "PID", "CPUS", "MEMORY", "BASE"]
             .map(String::from)
@@ -43,8 +43,8 @@ pub(super) fn ps(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// What `dir`'s VM says of itself, or how it ended.
-pub(super) fn state_of(dir: &VmDir) -> Value {
+/// What `dir`'s VM says of itself within `limit`, or how it ended.
+pub(super) fn state_of(dir: &VmDir, limit: Duration) -> Value {
     let name = dir.name.as_str();
     if !dir.is_alive() {
         let mut ended = how_ended(&Report::of(dir));
@@ -52,11 +52,14 @@ pub(super) fn state_of(dir: &VmDir) -> Value {
         ended["state"] = json!("ended");
         return ended;
     }
-    let asked = Client::connect(&dir.control_socket()).and_then(|mut client| {
-        client.set_timeout(STATUS_TIMEOUT)?;
+    let asked = Client::reach(dir).and_then(|mut client| {
+        client.set_timeout(limit)?;
         client.ask(&Request::Status)
     });
-    asked.unwrap_or_else(|_| json!({ "name": name, "state": "busy" }))
+    asked.unwrap_or_else(|_| {
+        let pid = dir.holder().map(|holder| holder.pid);
+        json!({ "name": name, "state": "busy", "pid": pid })
+    })
 }
 
 /// How a VM ended, for scripts: `guest_code` where the code is that of the guest's own process.
@@ -83,14 +86,13 @@ fn state_in_words(state: &Value) -> String {
 
 pub(super) fn status(host: &Host, name: &str) -> Result<()> {
     let dir = host.find(name)?;
-    let state = if dir.is_alive() {
-        // Makes the guest say how its memory does, so that it stands in the status; not every VM has
-        // a balloon, and not every guest a driver for it.
+    let mut state = state_of(&dir, STATUS_TIMEOUT);
+    if state["balloon"].is_object() {
+        // Makes the guest say how its memory does, so that it stands in the status; not every guest
+        // has a driver for the balloon.
         let _ = host.ask(name, &Request::Balloon { target_mib: None });
-        host.ask(name, &Request::Status)?
-    } else {
-        state_of(&dir)
-    };
+        state = state_of(&dir, STATUS_TIMEOUT);
+    }
     host.output.result(&state, || describe(&state));
     Ok(())
 }
@@ -174,47 +176,4 @@ pub(super) fn shutdown(host: &Host, args: &Shutdown) -> Result<()> {
     host.output
         .result(&json!({ "name": name, "state": "shut down" }), String::new);
     Ok(())
-}
-
-/// Ends a VM; one that has ended is forgotten.
-pub(super) fn stop(host: &Host, name: &str) -> Result<()> {
-    stop_quietly(&host.find(name)?)?;
-    host.output
-        .result(&json!({ "name": name, "state": "stopped" }), String::new);
-    Ok(())
-}
-
-pub(super) fn stop_quietly(dir: &VmDir) -> Result<()> {
-    if dir.is_alive() {
-        let asked = Client::reach(dir).and_then(|mut client| client.ask(&Request::Stop));
-        match asked {
-            // It may be gone before its answer is read.
-            Ok(_) | Err(Error::Io(_) | Error::Ended) => {}
-            Err(_) if !dir.is_alive() => {}
-            Err(error) => return Err(error).context("cannot stop it"),
-        }
-        wait_ended(dir)?;
-    }
-    Ok(dir.remove()?)
-}
-
-fn wait_ended(dir: &VmDir) -> Result<()> {
-    if !ends_within(dir, STOP_TIMEOUT) {
-        bail!(
-            "{} does not end: kill its process (`cloudlet ps` shows its pid)",
-            dir.name
-        );
-    }
-    Ok(())
-}
-
-fn ends_within(dir: &VmDir, limit: Duration) -> bool {
-    let start = Instant::now();
-    while dir.is_alive() {
-        if start.elapsed() > limit {
-            return false;
-        }
-        std::thread::sleep(STOP_POLL);
-    }
-    true
 }

@@ -110,12 +110,12 @@ pub enum Cause {
     /// A local file could not be read.
     #[error("could not read the file")]
     File(#[source] io::Error),
-    /// A local file is not there, or is none.
+    /// The file with certificate authorities is not there, or is none.
     #[error(transparent)]
     Open(#[from] files::Error),
     /// A local file is no regular file.
-    #[error("not a regular file")]
-    NotAFile,
+    #[error("it is {0}, and a regular file is needed")]
+    NotAFile(&'static str),
     /// A local file became shorter.
     #[error("the file became shorter while it was read")]
     Shrunk,

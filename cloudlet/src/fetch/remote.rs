@@ -128,10 +128,15 @@ impl Remote {
 }
 
 fn open_file(path: PathBuf) -> Result<Source, Cause> {
-    let file = files::open(&path)?;
+    // Whoever reports the cause names the file.
+    let file = files::open(&path).map_err(|error| match error {
+        files::Error::Open { source, .. } => Cause::File(source),
+        files::Error::Kind { kind, .. } => Cause::NotAFile(kind),
+        other => Cause::Open(other),
+    })?;
     let metadata = file.metadata().map_err(Cause::File)?;
     if !metadata.is_file() {
-        return Err(Cause::NotAFile);
+        return Err(Cause::NotAFile("a block device"));
     }
     Ok(Source::File {
         file,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use cloudlet_overlay::{BaseId, Space};
 use cloudlet_vmm::boot::Image as Kernel;
 use cloudlet_vmm::config::MachineConfig;
+use cloudlet_vmm::crash;
 use cloudlet_vmm::devices::disk::{BlockNumber, Disk, PendingBlocks};
 use cloudlet_vmm::devices::rate::Limits;
 use cloudlet_vmm::devices::virtio::vsock::HostSocket;
@@ -20,13 +21,13 @@ use serde_json::{Value, json};
 use super::console::Console;
 use super::disks;
 use super::nets;
-use super::server::ControlServer;
+use super::starting::Step;
 use super::supervise;
 use super::{Failure, say};
 use crate::fetch::{self, Link, Location, Rate, Remote, Stream};
 use crate::files;
 use crate::hold::Hold;
-use crate::image::{Description, FORMAT, Image};
+use crate::image::{Description, FORMAT, Image, file};
 use crate::launch::{BootSource, Event, OverlaySource, Source, Spec};
 use crate::pages::ImagePages;
 use crate::registry::VmDir;
@@ -45,6 +46,30 @@ pub(super) struct About {
     pub(super) origin: Option<Origin>,
     pub(super) vsock: PathBuf,
     _image: Option<Hold>,
+    /// What RAM is mapped from.
+    pub(super) memory: Option<MemoryFile>,
+}
+
+/// The file that RAM, or a part of it, is mapped from.
+pub(super) struct MemoryFile {
+    path: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl MemoryFile {
+    fn of(image: &Image) -> Result<Self, Failure> {
+        let file = image.memory()?;
+        let len = file.metadata()?.len();
+        let path = image.dir().join(file::MEMORY);
+        Ok(Self { path, file, len })
+    }
+
+    /// What is wrong with it, if it is not as long as it was.
+    pub(super) fn fault(&self) -> Option<String> {
+        let len = self.file.metadata().ok()?.len();
+        (len < self.len).then(|| crash::cut_words(&self.path))
+    }
 }
 
 /// The base VM that overlays of this VM are made against.
@@ -89,7 +114,6 @@ impl Incoming {
 pub(super) struct Built {
     pub(super) machine: Machine,
     pub(super) console: Console,
-    pub(super) server: ControlServer,
     pub(super) arrival: Option<Incoming>,
     pub(super) about: About,
 }
@@ -100,15 +124,16 @@ pub(super) fn build(
     dir: &VmDir,
     report: &File,
     hook: &ThreadHook,
+    step: Step,
 ) -> Result<Built, Failure> {
     let console = Console::new(&dir.console_log(), &dir.console_socket(), spec.attached)?;
-    let server = ControlServer::new(&dir.control_socket())?;
     let out = console.out();
     let parts = Parts {
         spec,
         report,
         hook,
         out,
+        step,
     };
     let Vm {
         machine,
@@ -117,6 +142,7 @@ pub(super) fn build(
         origin,
         held,
         arrival,
+        memory,
     } = match &spec.source {
         Source::Boot(source) => parts.boot(source)?,
         Source::Image { dir, base } => parts.restore(dir, base.as_deref())?,
@@ -130,11 +156,11 @@ pub(super) fn build(
         origin,
         vsock,
         _image: held,
+        memory,
     };
     Ok(Built {
         machine,
         console,
-        server,
         arrival,
         about,
     })
@@ -149,6 +175,7 @@ struct Vm {
     /// The directory of the image that RAM and disks lie on.
     held: Option<Hold>,
     arrival: Option<Incoming>,
+    memory: Option<MemoryFile>,
 }
 
 struct Parts<'a> {
@@ -156,10 +183,12 @@ struct Parts<'a> {
     report: &'a File,
     hook: &'a ThreadHook,
     out: super::console::ConsoleOut,
+    step: Step,
 }
 
 impl Parts<'_> {
     fn backends(&self, disks: &[Disk]) -> Result<Backends, Failure> {
+        self.step.set("its sockets and network cards");
         Ok(Backends {
             serial_out: Box::new(self.out.clone()),
             disks: disks.to_vec(),
@@ -182,6 +211,7 @@ impl Parts<'_> {
             .disks
             .iter()
             .map(|disk| {
+                self.step.set(disks::what(disk));
                 disks::open(disk, &self.spec.scratch, &mut |done, total| {
                     say(&Event::Progress {
                         step: "disk image".into(),
@@ -209,10 +239,15 @@ impl Parts<'_> {
         };
         config.validate()?;
         let ram = Ram::anonymous(&RamLayout::new(memory_bytes)?)?;
+        if let Some(path) = &source.initrd {
+            self.step
+                .set(format!("the initial RAM disk {}", path.display()));
+        }
         let initrd = source.initrd.as_deref().map(files::open).transpose()?;
         let initrd = initrd.as_ref().map(Kernel::File);
         let machine = match &source.kernel {
             Some(path) => {
+                self.step.set(format!("the kernel {}", path.display()));
                 let kernel = files::open(path)?;
                 let kernel = Kernel::File(&kernel);
                 Machine::boot(
@@ -250,14 +285,18 @@ impl Parts<'_> {
             origin: None,
             held: None,
             arrival: None,
+            memory: None,
         })
     }
 
     fn restore(&self, dir: &Path, base: Option<&str>) -> Result<Vm, Failure> {
+        self.step.set(format!("the image {}", dir.display()));
         let held = Some(Hold::shared(dir)?);
         let image = Image::open(dir)?;
         let layout = RamLayout::new(image.description.memory_bytes)?;
-        let ram = Ram::from_image(&layout, &image.memory()?)?;
+        let memory = MemoryFile::of(&image)?;
+        let ram = Ram::from_image(&layout, &memory.file)?;
+        crash::set_memory_file(ram.slots(), &memory.path);
         let disks = self.disks_over(image.disks()?, &image.description)?;
         let state = image.state()?;
         nets::check_saved(&self.spec.nets, &state)?;
@@ -279,6 +318,7 @@ impl Parts<'_> {
             origin,
             held,
             arrival: None,
+            memory: Some(memory),
         })
     }
 
@@ -309,7 +349,9 @@ impl Parts<'_> {
     fn synthesise(&self, source: &OverlaySource) -> Result<Vm, Failure> {
         // Threads of the transfer report to a machine that is built only when its head is here.
         let handle: Arc<OnceLock<MachineHandle>> = Arc::default();
-        let (remote, mut stream) = open_remote(source, &handle)?;
+        let location: Location = source.location.parse()?;
+        self.step.set(format!("the overlay {location}"));
+        let (remote, mut stream) = open_remote(source, &location, &handle)?;
         let head = Head::read(&mut stream, remote.len(), source.expect.as_deref())?;
         nets::check_saved(&self.spec.nets, &head.state)?;
         let origin = self.origin(head.prefix.base(), true).map_err(|error| {
@@ -318,10 +360,13 @@ impl Parts<'_> {
                 chain(error.as_ref())
             )
         })?;
+        self.step.set("the files of the base VM");
         let base_image = origin.base.image()?;
         let layout = RamLayout::new(head.meta.image.memory_bytes)?;
         let (delta, zero) = head.memory_runs();
-        let (ram, placer) = Ram::with_delta(&layout, Some(&base_image.memory()?), &delta, &zero)?;
+        let memory = MemoryFile::of(&base_image)?;
+        let (ram, placer) = Ram::with_delta(&layout, Some(&memory.file), &delta, &zero)?;
+        crash::set_memory_file(ram.slots(), &memory.path);
         let disks = self.disks_over(base_image.disks()?, &head.meta.image)?;
         let target = Target {
             index: head.index,
@@ -335,7 +380,7 @@ impl Parts<'_> {
         let arrival = Arrival::new(target, remote, total_len, source.record, notify);
         set_pending(&arrival);
         arrival.target().apply_derived_blocks()?;
-        let direct = source.rate_mbit.is_none() && !is_remote(source);
+        let direct = source.rate_mbit.is_none() && matches!(location, Location::File(_));
         let pager = self.pager(&arrival, &placer, direct)?;
         let threads = arrival.start(stream, self.hook)?;
         let machine = Machine::restore(&head.state, ram, self.backends(&disks)?)?;
@@ -357,6 +402,7 @@ impl Parts<'_> {
             origin: Some(origin),
             held: None,
             arrival: Some(incoming),
+            memory: Some(memory),
         })
     }
 
@@ -380,9 +426,9 @@ impl Parts<'_> {
 /// The overlay's bytes: a stream from its beginning, and the file it belongs to.
 fn open_remote(
     source: &OverlaySource,
+    location: &Location,
     handle: &Arc<OnceLock<MachineHandle>>,
 ) -> Result<(Remote, Stream), Failure> {
-    let location: Location = source.location.parse()?;
     let rate = source.rate_mbit.map(Rate::from_mbit).transpose()?;
     let options = fetch::Options {
         ca: source.ca.clone(),
@@ -390,13 +436,9 @@ fn open_remote(
         on_trouble: Some(supervise::on_trouble(Arc::clone(handle))),
         ..fetch::Options::default()
     };
-    let remote = Remote::open(&location, options, &Link::new(rate))?;
+    let remote = Remote::open(location, options, &Link::new(rate))?;
     let stream = remote.stream(0);
     Ok((remote, stream))
-}
-
-fn is_remote(source: &OverlaySource) -> bool {
-    matches!(source.location.parse(), Ok(Location::Http(_)))
 }
 
 /// Tells each disk which of its blocks are still on their way.

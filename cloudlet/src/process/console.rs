@@ -18,6 +18,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::sockets;
 use tail::{Client, Fed, Tail, Typed};
 
 /// Bytes the guest may be ahead of the control thread; what it writes beyond is dropped and
@@ -94,8 +95,7 @@ impl Console {
     /// A console with its log at `log` and its clients at the socket `socket`. The first client of an
     /// `attached` VM sees everything that is kept.
     pub(super) fn new(log: &Path, socket: &Path, attached: bool) -> io::Result<Self> {
-        let listener = UnixListener::bind(socket)?;
-        listener.set_nonblocking(true)?;
+        let listener = sockets::listen(socket)?;
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         Ok(Self {
             out: ConsoleOut {

@@ -71,6 +71,15 @@ fn over(base: Option<File>, source: &DiskSource, scratch: &Path) -> Result<Disk,
     }
 }
 
+/// What is waited for while the disk is opened.
+pub(super) fn what(source: &DiskSource) -> String {
+    match (&source.image, &source.layer) {
+        (Some(image), _) => format!("the disk image {}", image.display()),
+        (None, Some(layer)) => format!("the disk's layer {}", layer.display()),
+        (None, None) => "room for an empty disk".to_owned(),
+    }
+}
+
 /// A disk over `base`, whose writes are gone with the VM.
 pub(super) fn temporary(base: Option<File>, len: u64, scratch: &Path) -> Result<Disk, Failure> {
     let layer = Layer::temporary(tempfile::tempfile_in(scratch)?, len)?;

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 
 use cloudlet_vmm::devices::disk::qcow2;
 use cloudlet_vmm::seccomp::{self, ThreadKind};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 
 use super::Failure;
 use crate::plain;
@@ -111,6 +111,9 @@ fn convert() -> Result<(), Failure> {
         current: Some(maximum),
         maximum: Some(maximum),
     };
+    // Nothing of the VMM process outlives it. One that is gone already shows at the first words that
+    // its pipe does not take.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
     setrlimit(Resource::As, limit(ADDRESS_SPACE_MAX))?;
     setrlimit(Resource::Core, limit(0))?;
     seccomp::prepare(io::stderr().as_fd().try_clone_to_owned()?)?;

@@ -8,6 +8,8 @@
 //! | `faults.rs` | what went wrong in devices |
 //! | `formats.rs` | disk images that are not read here |
 //! | `image.rs` | disk images of other formats, read in a process of their own |
+//! | `starting.rs` | the time before there is a VM |
+//! | `watch.rs` | what ends a VM from outside |
 //! | `server.rs` | the control socket |
 //! | `console.rs` | the serial console |
 //! | `nets.rs` | network cards: what is behind them |
@@ -27,13 +29,16 @@ mod nets;
 mod ops;
 mod save;
 mod server;
+mod starting;
 mod supervise;
+mod watch;
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, BufRead, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use cloudlet_vmm::crash;
 use cloudlet_vmm::exit::ExitReason;
 use cloudlet_vmm::machine::Machine;
 use cloudlet_vmm::seccomp;
@@ -46,7 +51,7 @@ use crate::report;
 use crate::synthesis::chain;
 use build::Built;
 use ops::Ops;
-use supervise::Lifeline;
+use starting::Starting;
 
 /// Longest specification read, in bytes.
 const SPEC_LEN_MAX: u64 = 1 << 20;
@@ -93,7 +98,7 @@ fn name_process(vm: &str) {
 /// A process whose VM is built and does not run yet.
 struct Process {
     spec: Spec,
-    lock: VmLock,
+    lock: Arc<VmLock>,
     report: File,
     machine: Machine,
     ops: Ops,
@@ -103,34 +108,30 @@ fn start() -> Result<Process, Failure> {
     let spec = read_spec()?;
     let dir = VmDir::new(&spec.vms, VmName::new(&spec.name)?);
     name_process(&spec.name);
-    let lock = dir.claim()?;
+    let lock = Arc::new(dir.claim()?);
     let report = File::create(dir.report())?;
+    crash::prepare(report.try_clone()?.into())?;
     let hook = if spec.seccomp {
         confine(&report)?
     } else {
         no_hook()
     };
+    let starting = Starting::begin(&spec, &dir, &lock, &hook)?;
     let Built {
         mut machine,
         console,
-        server,
         arrival,
         about,
-    } = build::build(&spec, &dir, &report, &hook)?;
-    let (console, server) = (Arc::new(Mutex::new(console)), Arc::new(Mutex::new(server)));
-    let lifeline = Arc::new(Mutex::new(Lifeline::new(spec.attached)));
-    machine
-        .event_manager()
-        .add_subscriber(Box::new(Arc::clone(&console)));
-    machine
-        .event_manager()
-        .add_subscriber(Box::new(Arc::clone(&server)));
-    machine
-        .event_manager()
-        .add_subscriber(Box::new(Arc::clone(&lifeline)));
+    } = build::build(&spec, &dir, &report, &hook, starting.step())?;
+    let console = Arc::new(Mutex::new(console));
     machine.start(&hook)?;
+    let (server, watch) = starting.finish()?;
+    let events = machine.event_manager();
+    events.add_subscriber(Box::new(Arc::clone(&console)));
+    events.add_subscriber(Box::new(Arc::clone(&server)));
+    events.add_subscriber(Box::new(Arc::clone(&watch)));
     hook(ThreadKind::Control)?;
-    let ops = Ops::new(about, console, server, lifeline, arrival);
+    let ops = Ops::new(about, console, server, watch, arrival);
     Ok(Process {
         spec,
         lock,
@@ -138,6 +139,11 @@ fn start() -> Result<Process, Failure> {
         machine,
         ops,
     })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // One thread at a time serves what is in them, and it does not outlive a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What installs the seccomp filters, with violations told to `report`.

@@ -2,7 +2,7 @@
 //! A request that needs all of an overlay waits until it has arrived.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cloudlet_vmm::devices::disk::Disk;
@@ -12,12 +12,12 @@ use cloudlet_vmm::machine::Machine;
 use cloudlet_vmm::memory::PAGE_BYTES;
 use serde_json::{Value, json};
 
-use super::build::{About, Incoming as Overlay};
+use super::build::{About, Incoming as Overlay, MemoryFile};
 use super::console::Console;
 use super::faults::Faults;
 use super::server::{ClientId, ControlServer, Incoming};
-use super::supervise::Lifeline;
-use super::{Failure, balloon, nets, save, say};
+use super::watch::{Ending, Watch};
+use super::{Failure, balloon, lock, nets, save, say};
 use crate::control::{Reply, Request};
 use crate::launch::Event;
 use crate::synthesis::chain;
@@ -32,7 +32,7 @@ pub(super) struct Ops {
     about: About,
     console: Arc<Mutex<Console>>,
     server: Arc<Mutex<ControlServer>>,
-    lifeline: Arc<Mutex<Lifeline>>,
+    watch: Arc<Mutex<Watch>>,
     overlay: Option<Overlay>,
     started: Instant,
     /// Whether somebody has asked for a pause.
@@ -45,17 +45,12 @@ pub(super) struct Ops {
     stop: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Only the control thread takes these locks, and it does not outlive a panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Ops {
     pub(super) fn new(
         about: About,
         console: Arc<Mutex<Console>>,
         server: Arc<Mutex<ControlServer>>,
-        lifeline: Arc<Mutex<Lifeline>>,
+        watch: Arc<Mutex<Watch>>,
         overlay: Option<Overlay>,
     ) -> Self {
         let (leases, waiting, watching) = (HashSet::new(), Vec::new(), Vec::new());
@@ -64,7 +59,7 @@ impl Ops {
             about,
             console,
             server,
-            lifeline,
+            watch,
             overlay,
             started,
             paused,
@@ -93,6 +88,7 @@ impl Ops {
         if !paused {
             machine.resume()?;
         }
+        lock(&self.watch).set_ready();
         say(&Event::Ready);
         footprint::release_start_code();
         loop {
@@ -151,16 +147,17 @@ impl Ops {
             }
         }
         self.serve_waiting(machine);
-        if self.stop || self.is_orphan() {
+        if self.stop {
             return Ok(Some(ExitReason::Stopped));
         }
-        Ok(exit)
+        let ending = lock(&self.watch).ending();
+        Ok(ending.map(Watch::reason).or(exit))
     }
 
     /// Whether the parent that the VM was to live with is gone; nobody else looks after what it
     /// leaves.
     pub(super) fn is_orphan(&self) -> bool {
-        lock(&self.lifeline).is_cut()
+        lock(&self.watch).ending() == Some(Ending::ParentGone)
     }
 
     fn is_complete(&self) -> bool {
@@ -335,6 +332,17 @@ impl Ops {
         status
     }
 
+    /// A reason that follows from a memory file that was cut names the file.
+    fn explain(&self, reason: ExitReason) -> ExitReason {
+        let memory = self.about.memory.as_ref();
+        match memory.and_then(MemoryFile::fault) {
+            Some(message) if reason.code() != 0 => ExitReason::HostError {
+                message: format!("{message}: {reason}"),
+            },
+            _ => reason,
+        }
+    }
+
     /// The VM's last words and the end of its threads. Disks that outlast the VM are flushed; one
     /// that cannot be is a reason of its own.
     pub(super) fn end(&mut self, machine: &mut Machine, reason: ExitReason) -> ExitReason {
@@ -349,7 +357,7 @@ impl Ops {
         let finished: Vec<_> = self.about.disks.iter().map(Disk::finish).collect();
         let reason = match finished.into_iter().collect::<Result<(), _>>() {
             Err(error) if reason.is_orderly() => ExitReason::host_error(&error),
-            _ => reason,
+            _ => self.explain(reason),
         };
         for (client, _) in std::mem::take(&mut self.waiting) {
             let message = format!("the VM has ended: {reason}");

@@ -12,6 +12,7 @@ use std::time::Duration;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use crate::control::{REQUEST_LEN_MAX, Reply, Request};
+use crate::sockets;
 
 /// Clients at once: 64 sessions with an agent have one each, to hear of a pause.
 const CLIENTS_MAX: usize = 128;
@@ -52,9 +53,8 @@ pub(super) struct ControlServer {
 impl ControlServer {
     /// Listens at `socket`, which only the VM's owner can connect to.
     pub(super) fn new(socket: &Path) -> io::Result<Self> {
-        let listener = UnixListener::bind(socket)?;
+        let listener = sockets::listen(socket)?;
         std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
-        listener.set_nonblocking(true)?;
         Ok(Self {
             listener,
             clients: HashMap::new(),
@@ -66,6 +66,12 @@ impl ControlServer {
     /// The next thing that happened.
     pub(super) fn take(&mut self) -> Option<Incoming> {
         self.incoming.pop_front()
+    }
+
+    /// Gives back what happened and was taken before its time, in its order.
+    pub(super) fn put_back(&mut self, mut earlier: VecDeque<Incoming>) {
+        earlier.append(&mut self.incoming);
+        self.incoming = earlier;
     }
 
     /// Says `reply` to a client. One that is gone or stuck is not waited for: its end comes round
@@ -172,7 +178,14 @@ impl MutEventSubscriber for ControlServer {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        ops.add(Events::new(&self.listener, EventSet::IN))
-            .expect("a fresh descriptor can be watched");
+        // There are clients already when the server changes hands.
+        let clients = self
+            .clients
+            .values()
+            .map(|client| client.stream.as_raw_fd());
+        for fd in clients.chain([self.listener.as_raw_fd()]) {
+            ops.add(Events::new_raw(fd, EventSet::IN))
+                .expect("a socket can be watched");
+        }
     }
 }

@@ -1,16 +1,13 @@
-//! What other threads and the parent tell the control thread: the overlay has arrived or will not,
-//! its source is silent, the parent is gone.
+//! What other threads tell the control thread: the overlay has arrived or will not, its source is
+//! silent.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cloudlet_vmm::exit::ExitReason;
 use cloudlet_vmm::machine::MachineHandle;
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use crate::fetch::{Kind, Trouble};
 use crate::report;
@@ -55,42 +52,4 @@ pub(super) fn on_trouble(
             }
         }
     })
-}
-
-/// Standard input, which ends when an attached parent does, however that comes about.
-pub(super) struct Lifeline {
-    attached: bool,
-    cut: bool,
-}
-
-impl Lifeline {
-    pub(super) fn new(attached: bool) -> Self {
-        Self {
-            attached,
-            cut: false,
-        }
-    }
-
-    /// Whether the parent is gone and the VM is to end with it.
-    pub(super) fn is_cut(&self) -> bool {
-        self.cut
-    }
-}
-
-impl MutEventSubscriber for Lifeline {
-    fn process(&mut self, _: Events, ops: &mut EventOps) {
-        let mut byte = [0];
-        if !matches!(io::stdin().lock().read(&mut byte), Ok(1)) {
-            self.cut = true;
-            ops.remove(Events::empty(&io::stdin()))
-                .expect("a watched descriptor is known");
-        }
-    }
-
-    fn init(&mut self, ops: &mut EventOps) {
-        if self.attached {
-            ops.add(Events::new_raw(io::stdin().as_raw_fd(), EventSet::IN))
-                .expect("a pipe can be watched");
-        }
-    }
 }

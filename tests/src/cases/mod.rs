@@ -33,6 +33,7 @@ mod overlays;
 mod readme;
 mod refusals;
 mod snapshots;
+mod starting;
 mod synthesis;
 
 /// One end-to-end test.
@@ -210,6 +211,7 @@ pub fn all() -> Vec<Case> {
         cli::CASES,
         lifecycle::CASES,
         console::CASES,
+        starting::CASES,
         images::CASES,
         import::CASES,
         host_faults::CASES,

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::socket_path::SocketPath;
+
 /// Connections that may wait for the control thread.
 const BACKLOG: libc::c_int = 128;
 /// Longest line that opens a connection: "CONNECT 4294967295\r\n" and a little air.
@@ -28,8 +30,11 @@ pub enum VsockError {
     /// There is a file that is no socket.
     #[error("{0} exists and is not a socket")]
     NotASocket(PathBuf),
-    /// The path does not fit a socket address.
-    #[error("{0} is too long for a Unix socket (107 bytes, with room for the port's number)")]
+    /// The socket's own name does not fit an address.
+    #[error(
+        "the name of the socket {0} is too long: with the port's number behind it, it does not fit a \
+         Unix socket's address"
+    )]
     TooLong(PathBuf),
     /// The system refused.
     #[error("cannot listen on {path}")]
@@ -50,6 +55,7 @@ const SUFFIX_BYTES_MAX: usize = 11;
 pub struct HostSocket {
     listener: UnixListener,
     path: PathBuf,
+    way: SocketPath,
 }
 
 impl HostSocket {
@@ -62,17 +68,18 @@ impl HostSocket {
             path: path.to_path_buf(),
             source,
         };
-        let longest = path.as_os_str().len() + SUFFIX_BYTES_MAX;
-        if longest >= std::mem::size_of_val(&empty_address().sun_path) {
-            return Err(VsockError::TooLong(path.to_path_buf()));
-        }
+        let way =
+            SocketPath::with_room(path, SUFFIX_BYTES_MAX).map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidFilename => VsockError::TooLong(path.to_path_buf()),
+                _ => listen(error),
+            })?;
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(listen(error)),
             Ok(found) if !found.file_type().is_socket() => {
                 return Err(VsockError::NotASocket(path.to_path_buf()));
             }
-            Ok(_) => match connect(path) {
+            Ok(_) => match connect(way.address()) {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     fs::remove_file(path).map_err(listen)?;
                 }
@@ -82,10 +89,11 @@ impl HostSocket {
             },
         }
         let socket = socket().map_err(listen)?;
-        bind(&socket, path).map_err(listen)?;
+        bind(&socket, way.address()).map_err(listen)?;
         let host = Self {
             listener: UnixListener::from(socket),
             path: path.to_path_buf(),
+            way,
         };
         // Nobody can connect before `listen`, so nobody finds the socket open to others.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(listen)?;
@@ -110,7 +118,7 @@ impl HostSocket {
 
     /// Connects to the program that listens for the guest's connections to `port`.
     pub(super) fn connect_out(&self, port: u32) -> io::Result<UnixStream> {
-        let mut path = self.path.clone().into_os_string();
+        let mut path = self.way.address().as_os_str().to_owned();
         path.push(format!("_{port}"));
         connect(Path::new(&path))
     }
@@ -305,5 +313,21 @@ mod tests {
             HostSocket::bind(&long),
             Err(VsockError::TooLong(_))
         ));
+    }
+
+    #[test]
+    fn a_long_directory_holds_both_sides_sockets() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(150));
+        fs::create_dir(&deep).unwrap();
+        let path = deep.join("v.sock");
+        let host = HostSocket::bind(&path).unwrap();
+        assert!(matches!(HostSocket::bind(&path), Err(VsockError::InUse(_))));
+        let theirs = SocketPath::new(&deep.join("v.sock_5000")).unwrap();
+        let listener = UnixListener::bind(theirs.address()).unwrap();
+        host.connect_out(5000).unwrap();
+        listener.accept().unwrap();
+        drop(host);
+        assert!(!path.exists());
     }
 }
