@@ -26,6 +26,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The directory's name cannot be told to a VMM process.
+    #[error("{variable} is {path:?}, which is not UTF-8: set it to a directory whose name is")]
+    NotUtf8 {
+        /// The variable that names it.
+        variable: &'static str,
+        /// The directory.
+        path: PathBuf,
+    },
     /// The directory is open to others, who could plant sockets and files in it.
     #[error("{path} belongs to user {owner} with mode {mode:03o}; it must be yours with mode 700")]
     Shared {
@@ -50,14 +58,19 @@ impl Paths {
     /// directory) and `CLOUDLET_HOME` (else `XDG_DATA_HOME/cloudlet`, else
     /// `HOME/.local/share/cloudlet`). Nothing is created yet.
     pub fn from_env() -> Result<Self, Error> {
-        let runtime = match dir_variable("XDG_RUNTIME_DIR") {
+        let runtime = match dir_variable("XDG_RUNTIME_DIR")? {
             Some(dir) => dir.join("cloudlet"),
-            None => std::env::temp_dir().join(format!("cloudlet-{}", current_uid())),
+            None => {
+                utf8("TMPDIR", std::env::temp_dir())?.join(format!("cloudlet-{}", current_uid()))
+            }
         };
-        let data = match (dir_variable("CLOUDLET_HOME"), dir_variable("XDG_DATA_HOME")) {
+        let data = match (
+            dir_variable("CLOUDLET_HOME")?,
+            dir_variable("XDG_DATA_HOME")?,
+        ) {
             (Some(home), _) => home,
             (None, Some(data)) => data.join("cloudlet"),
-            (None, None) => dir_variable("HOME")
+            (None, None) => dir_variable("HOME")?
                 .ok_or(Error::NoHome {
                     what: "data",
                     variable: "CLOUDLET_HOME",
@@ -103,10 +116,20 @@ impl Paths {
 
 /// An absolute directory from the environment; an empty or relative one counts as unset, as the
 /// XDG base directory specification says.
-fn dir_variable(name: &str) -> Option<PathBuf> {
+fn dir_variable(name: &'static str) -> Result<Option<PathBuf>, Error> {
     std::env::var_os(name)
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
+        .map(|path| utf8(name, path))
+        .transpose()
+}
+
+fn utf8(variable: &'static str, path: PathBuf) -> Result<PathBuf, Error> {
+    if path.to_str().is_some() {
+        Ok(path)
+    } else {
+        Err(Error::NotUtf8 { variable, path })
+    }
 }
 
 fn current_uid() -> u32 {

@@ -11,7 +11,7 @@ use cloudlet::picture;
 use cloudlet_resources::protocol::{BLOB_MAX, DATA_MAX};
 use serde_json::json;
 
-use super::Host;
+use super::{Host, named};
 use crate::cli::{App, AppInstall, AppName, Call};
 
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
@@ -40,6 +40,7 @@ pub(super) fn install(host: &Host, args: &AppInstall) -> Result<String> {
 }
 
 pub(super) fn call(host: &Host, args: &Call) -> Result<()> {
+    let saved = args.save.as_deref().map(named).transpose()?;
     let attachment = attachment(args.attach.as_deref(), args.sample)?;
     let request = AppRequest {
         text: args.request.join(" "),
@@ -51,7 +52,7 @@ pub(super) fn call(host: &Host, args: &Call) -> Result<()> {
         save(path, &answer.text, &answer.blob)?;
     }
     let value =
-        json!({ "answer": answer.text, "attachment_bytes": answer.blob.len(), "saved": args.save });
+        json!({ "answer": answer.text, "attachment_bytes": answer.blob.len(), "saved": saved });
     host.output.result(&value, || answer.text.clone());
     Ok(())
 }

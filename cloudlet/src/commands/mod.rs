@@ -23,7 +23,7 @@ mod vm;
 
 use std::io::{self, IsTerminal};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -211,12 +211,25 @@ fn vsock_in(name: &str, status: &Value) -> Result<PathBuf> {
 }
 
 /// `path` as a VMM process understands it, which has this process's directory but may outlive it.
-fn absolute(path: &std::path::Path) -> Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("cannot make {} absolute", path.display()))
+fn absolute(path: &Path) -> Result<PathBuf> {
+    let path = std::path::absolute(path)
+        .with_context(|| format!("cannot make {} absolute", path.display()))?;
+    named(&path)?;
+    Ok(path)
+}
+
+/// The path as text: results and what a VMM process is told are JSON, which has no other names.
+fn named(path: &Path) -> Result<&str> {
+    let text = path.to_str();
+    text.with_context(|| {
+        format!("the path {path:?} is not UTF-8: give it, or a link to it, a name that is")
+    })
 }
 
 /// As [`absolute`], of a file that must be there.
-fn existing(path: &std::path::Path, what: &str) -> Result<PathBuf> {
-    std::fs::canonicalize(path)
-        .with_context(|| format!("cannot find the {what} {}", path.display()))
+fn existing(path: &Path, what: &str) -> Result<PathBuf> {
+    let path = std::fs::canonicalize(path)
+        .with_context(|| format!("cannot find the {what} {}", path.display()))?;
+    named(&path)?;
+    Ok(path)
 }

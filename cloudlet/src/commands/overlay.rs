@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::output::{megabytes, table};
 use super::scratch::Scratch;
 use super::stop::stop_quietly;
-use super::{Host, absolute, app};
+use super::{Host, absolute, app, named};
 use crate::cli::{NewVm, Overlay, OverlayCreate};
 
 pub(super) fn overlay(host: &Host, command: &Overlay) -> Result<()> {
@@ -100,7 +100,7 @@ fn rehearse(
     let unordered = dir.path().join("unordered");
     write(host, client, &unordered, Vec::new(), 1)?;
     let source = Source::Overlay(OverlaySource {
-        location: unordered.to_string_lossy().into_owned(),
+        location: named(&unordered)?.to_owned(),
         early_start: true,
         record: true,
         rate_mbit: None,
@@ -144,6 +144,7 @@ fn show(host: &Host, file: &Path) -> Result<()> {
 }
 
 fn verify(host: &Host, file: &Path) -> Result<()> {
+    let name = named(file)?;
     let progress = host.output.progress();
     let verified = cloudlet::synthesis::verify(file, &mut |done, total| {
         progress.show("verify", done, total)
@@ -151,7 +152,7 @@ fn verify(host: &Host, file: &Path) -> Result<()> {
     progress.finish();
     let bytes = verified?;
     host.output.result(
-        &json!({ "file": file, "bytes": bytes, "intact": true }),
+        &json!({ "file": name, "bytes": bytes, "intact": true }),
         || format!("{}: intact, {}", file.display(), megabytes(bytes)),
     );
     Ok(())

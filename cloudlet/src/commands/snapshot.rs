@@ -61,11 +61,11 @@ fn clone_options(args: &Restore) -> Vec<NewVm> {
     let numbered = |name: &str, number| format!("{name}-{number}");
     let clone = |number: u16| NewVm {
         name: args.vm.name.as_deref().map(|name| numbered(name, number)),
-        vsock: args
-            .vm
-            .vsock
-            .as_ref()
-            .map(|path| numbered(&path.to_string_lossy(), number).into()),
+        vsock: args.vm.vsock.as_ref().map(|path| {
+            let mut path = path.clone().into_os_string();
+            path.push(format!("-{number}"));
+            path.into()
+        }),
         ..args.vm.clone()
     };
     (1..=clones).map(clone).collect()

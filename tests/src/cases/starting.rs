@@ -1,8 +1,10 @@
 //! Before a VM runs, and how one ends that nobody asked politely: files whose opening waits, file
 //! servers that do not answer, signals, directories that go away.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -14,7 +16,7 @@ use super::{Case, Needs};
 use crate::failure::{Failure, Outcome};
 use crate::fuse::SilentServer;
 use crate::host::{Host, pid_of};
-use crate::process::{self, Process};
+use crate::process::{self, Finished, Process};
 use crate::{ensure, ensure_eq, namespace, qcow2};
 
 pub(super) const CASES: &[Case] = &[
@@ -56,6 +58,11 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "a_memory_file_that_is_cut_is_named",
         run: cut_memory,
+        needs: Needs::GUEST,
+    },
+    Case {
+        name: "names_that_are_not_utf_8_are_said_to_be_so",
+        run: not_utf_8,
         needs: Needs::GUEST,
     },
 ];
@@ -348,5 +355,57 @@ fn cut_memory(host: &Host) -> Outcome {
         ensure!(!report.contains("seccomp"), "{state}: {status}");
         host.ok(&["stop", "again"])?;
     }
+    Ok(())
+}
+
+fn not_utf_8(host: &Host) -> Outcome {
+    let name = OsStr::from_bytes(b"caf\xe9");
+    let path = host.path(name);
+    fs::write(&path, "no kernel")?;
+    let disk = [path.as_os_str().as_bytes(), b",ro"].concat();
+    let disk = OsString::from_vec(disk);
+    let word = OsStr::new;
+    let all: [&[&OsStr]; 10] = [
+        &[word("run"), word("--name"), name],
+        &[word("run"), word("--kernel"), path.as_os_str()],
+        &[word("run"), word("--initrd"), path.as_os_str()],
+        &[word("run"), word("--disk"), &disk],
+        &[
+            word("run"),
+            word("--detach"),
+            word("--vsock"),
+            path.as_os_str(),
+        ],
+        &[word("restore"), path.as_os_str()],
+        &[word("synthesize"), path.as_os_str()],
+        &[word("overlay"), word("verify"), path.as_os_str()],
+        &[word("stop"), name],
+        &[
+            word("image"),
+            word("import"),
+            word("/proc"),
+            path.as_os_str(),
+        ],
+    ];
+    for args in all {
+        says_utf_8(host.run(args)?, args)?;
+    }
+    let mut command = host.command(&["run", "--detach"]);
+    command.env("XDG_RUNTIME_DIR", &path);
+    let process = Process::spawn(&mut command, Stdio::null())?;
+    says_utf_8(process.wait(host.limit(SOON))?, &[word("XDG_RUNTIME_DIR")])?;
+    ensure_eq!(host.json_lines(&["ps"])?.len(), 0, "VMs that are left");
+    Ok(())
+}
+
+fn says_utf_8(finished: Finished, args: &[&OsStr]) -> Outcome {
+    let said = &finished.stderr;
+    ensure!(
+        matches!(finished.code(), 1 | 2),
+        "{args:?}: code {}: {said}",
+        finished.code()
+    );
+    ensure!(said.contains("UTF-8"), "{args:?}: {said}");
+    ensure!(!said.contains("panicked"), "{args:?}: {said}");
     Ok(())
 }
