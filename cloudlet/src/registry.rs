@@ -292,20 +292,23 @@ impl VmLock {
         is_same_file(&self.lock, &self.dir.lock_path())
     }
 
-    /// The VM ended in order: nothing of it stays, and the name is free. A directory that another
-    /// VM of the name has made since is left alone.
+    /// The VM ended in order: nothing of it stays. A directory that another VM of the name has made
+    /// since is left alone.
     pub fn leave_nothing(&self) -> Result<(), Error> {
-        let removed = if self.is_ours() {
+        if self.is_ours() {
             remove_dir(&self.dir.path)
         } else {
             Ok(())
-        };
-        // Other threads of the process may hold the descriptor for longer.
-        let unlocked = self.lock.unlock().map_err(|source| Error::File {
+        }
+    }
+
+    /// Gives up the name before the process is gone, for one that may not be able to go. Whatever else
+    /// it has locked stays so until then.
+    pub fn release(&self) -> Result<(), Error> {
+        self.lock.unlock().map_err(|source| Error::File {
             path: self.dir.lock_path(),
             source,
-        });
-        removed.and(unlocked)
+        })
     }
 }
 
@@ -381,7 +384,9 @@ mod tests {
         let next = dir.claim().unwrap();
         assert!(!lock.is_in_place());
         lock.leave_nothing().unwrap();
+        lock.release().unwrap();
         assert!(dir.is_alive());
-        drop(next);
+        next.release().unwrap();
+        assert!(!dir.is_alive());
     }
 }

@@ -233,6 +233,7 @@ impl Caretaker {
         });
         // What cannot be removed is cleared by the next VM of the name.
         let _ = self.name_lock.leave_nothing();
+        let _ = self.name_lock.release();
         std::process::exit(1)
     }
 }
