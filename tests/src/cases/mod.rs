@@ -64,6 +64,8 @@ pub struct Needs {
     pub programs: &'static [&'static str],
     /// Whether it takes minutes and shows what other cases show in short: it runs with `--long`.
     pub long: bool,
+    /// Devices that must be there, by their paths.
+    pub devices: &'static [&'static str],
     /// Time limit in lane 1.
     pub limit: Duration,
 }
@@ -89,6 +91,7 @@ impl Needs {
         only_lane: Some((Lane::One, "starts no guest")),
         linux: &[],
         programs: &[],
+        devices: &[],
         long: false,
         limit: Duration::from_secs(30),
     };
@@ -101,6 +104,7 @@ impl Needs {
         only_lane: Some((Lane::One, "KVM makes no difference to it")),
         linux: &[],
         programs: &[],
+        devices: &[],
         long: false,
         limit: Duration::from_secs(60),
     };
@@ -115,6 +119,7 @@ impl Needs {
             only_lane: None,
             linux: kernels,
             programs: &[],
+            devices: &[],
             long: false,
             limit: Duration::from_secs(60),
         }
@@ -146,6 +151,11 @@ impl Needs {
     /// As these, with these programs installed.
     const fn with_programs(self, programs: &'static [&'static str]) -> Self {
         Self { programs, ..self }
+    }
+
+    /// As these, with these devices.
+    const fn with_devices(self, devices: &'static [&'static str]) -> Self {
+        Self { devices, ..self }
     }
 
     /// As these, within `seconds` in lane 1.
@@ -189,6 +199,9 @@ impl Case {
         }
         if let Some(missing) = needs.programs.iter().find(|name| !is_installed(name)) {
             return Some(format!("{missing} is not installed"));
+        }
+        if let Some(missing) = needs.devices.iter().find(|path| !Path::new(path).exists()) {
+            return Some(format!("there is no {missing}"));
         }
         if needs.root && !is_root() {
             return Some("needs root".to_owned());

@@ -15,30 +15,36 @@ use cloudlet_resources::GUEST_READY;
 use super::{Case, Needs};
 use crate::failure::{Failure, Outcome};
 use crate::fuse::SilentServer;
-use crate::host::{Host, pid_of};
+use crate::host::{Host, Lane, pid_of};
 use crate::process::{self, Finished, Process};
 use crate::{ensure, ensure_eq, namespace, qcow2};
+
+/// What happens outside of KVM is seen in one lane as well as in both.
+const LANE_1: Needs = Needs {
+    only_lane: Some((Lane::One, "the lanes differ in KVM only")),
+    ..Needs::GUEST
+};
 
 pub(super) const CASES: &[Case] = &[
     Case {
         name: "what_is_no_file_is_refused_by_name",
         run: no_files,
-        needs: Needs::GUEST,
+        needs: LANE_1,
     },
     Case {
         name: "a_vm_that_waits_for_a_silent_file_server_can_be_ended",
         run: silent_server,
-        needs: Needs::GUEST.as_root(),
+        needs: LANE_1.as_root().with_devices(&["/dev/fuse"]),
     },
     Case {
         name: "stop_ends_a_conversion_and_its_process_at_once",
         run: conversion,
-        needs: Needs::GUEST,
+        needs: LANE_1,
     },
     Case {
         name: "stop_kills_a_vm_that_does_not_answer",
         run: no_answer,
-        needs: Needs::GUEST,
+        needs: LANE_1,
     },
     Case {
         name: "a_signal_to_its_process_ends_a_vm_in_order",
@@ -48,12 +54,12 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "a_vm_whose_directory_is_gone_ends_and_says_so",
         run: directory_gone,
-        needs: Needs::GUEST,
+        needs: LANE_1,
     },
     Case {
         name: "a_runtime_directory_may_have_a_long_path",
         run: long_path,
-        needs: Needs::GUEST,
+        needs: LANE_1,
     },
     Case {
         name: "a_memory_file_that_is_cut_is_named",
@@ -63,7 +69,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "names_that_are_not_utf_8_are_said_to_be_so",
         run: not_utf_8,
-        needs: Needs::GUEST,
+        needs: LANE_1,
     },
 ];
 
@@ -199,15 +205,24 @@ fn conversion(host: &Host) -> Outcome {
     let image = host.path("long.qcow2");
     fs::File::create(&image)?.write_all(&qcow2::image(&vec![7; LONG_BYTES]))?;
     let image = image.to_string_lossy().into_owned();
-    let command = host.spawn(&["run", "--detach", "--name", "web", "--disk", &image])?;
-    let (vmm, child) = host.wait_until("the process that converts", SOON, || {
-        let vms = host.json_lines(&["ps"]).ok()?;
-        let vmm = pid_of(vms.first()?).ok()?;
-        let child = *process::children_of(vmm).first()?;
-        process::signal_pid(child, libc::SIGSTOP).ok()?;
-        Some((vmm, child))
-    })?;
+    let args = ["run", "--detach", "--name", "web", "--disk", &image];
+
+    // What is asked meanwhile is done when the VM runs.
+    let command = host.spawn(&args)?;
+    let (_, child) = hold_conversion(host)?;
     ensure_eq!(host.state("web")?, "starting", "the state meanwhile");
+    let pause = host.spawn(&["pause", "web"])?;
+    host.wait_until("the request to pause", SOON, || {
+        is_connected(host).ok()?.then_some(())
+    })?;
+    process::signal_pid(child, libc::SIGCONT)?;
+    command.wait(host.limit(SOON))?.expect_code(0)?;
+    pause.wait(host.limit(SOON))?.expect_code(0)?;
+    ensure_eq!(host.state("web")?, "paused", "the state afterwards");
+    host.ok(&["stop", "web"])?;
+
+    let command = host.spawn(&args)?;
+    let (vmm, child) = hold_conversion(host)?;
     host.ok(&["stop", "web"])?;
     let said = command.wait(host.limit(SOON))?.expect_code(1)?.stderr;
     ensure!(said.contains("it was stopped before the VM ran"), "{said}");
@@ -215,6 +230,29 @@ fn conversion(host: &Host) -> Outcome {
         host.wait_for_end(pid)?;
     }
     Ok(())
+}
+
+/// Stops the process that converts a disk of the only VM; returns the VM's and that.
+fn hold_conversion(host: &Host) -> Outcome<(u32, u32)> {
+    host.wait_until("the process that converts", SOON, || {
+        let vms = host.json_lines(&["ps"]).ok()?;
+        let vmm = pid_of(vms.first()?).ok()?;
+        let child = *process::children_of(vmm).first()?;
+        process::signal_pid(child, libc::SIGSTOP).ok()?;
+        Some((vmm, child))
+    })
+}
+
+/// Whether somebody is connected to the VM's control socket: proc_net_unix(5) has sockets that are
+/// connected, state 03, with the path that they were accepted at.
+fn is_connected(host: &Host) -> Outcome<bool> {
+    let table = fs::read_to_string("/proc/net/unix")?;
+    let path = host.vm_dir("web").join("control.sock");
+    let is_ours = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(5) == Some(&"03") && fields.get(7).map(Path::new) == Some(&path)
+    };
+    Ok(table.lines().any(is_ours))
 }
 
 fn no_answer(host: &Host) -> Outcome {
