@@ -238,7 +238,7 @@ fn users_of(host: &Host, base: &StoredBase) -> Result<String> {
         let state = vm::state_of(&dir, vm::PS_TIMEOUT);
         if state["base"] == id {
             users.push(dir.name.to_string());
-        } else if state["state"] == "busy" {
+        } else if matches!(state["state"].as_str(), Some("busy" | "starting")) {
             users.push(format!("perhaps {}, which does not answer yet", dir.name));
         }
     }
