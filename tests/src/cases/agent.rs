@@ -185,7 +185,8 @@ fn terminals(host: &Host) -> Outcome {
 
     let terminal = Terminal::new()?;
     terminal.resize(47, 132)?;
-    let script = "stty size; exec sleep 54321";
+    // The command does not heed the signal: it is for the one in front of the terminal.
+    let script = "trap '' TERM; stty size; sleep 54321; exit 1";
     let command = ["exec", "-t", "vm", "--", "sh", "-c", script];
     let exec = terminal.spawn(&mut host.command(&command))?;
     exec.wait_for_output("47 132", host.limit(LIMIT))?;
