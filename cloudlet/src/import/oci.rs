@@ -16,7 +16,6 @@ use super::layout::Layout;
 use super::spool::Spool;
 use super::tree::Tree;
 use super::unpack;
-use crate::files;
 
 /// Longest of the JSON files.
 const JSON_LEN_MAX: u64 = 4 << 20;
@@ -30,9 +29,6 @@ const CHUNK_LEN: usize = 256 << 10;
 /// Why an image cannot be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file is missing, or is none.
-    #[error(transparent)]
-    File(#[from] files::Error),
     /// A file cannot be read.
     #[error("cannot read the image's {name}")]
     Read {

@@ -192,9 +192,7 @@ fn json(bytes: &[u8]) {
     let _ = oci::parse::<oci::Manifest>(bytes, "manifest");
     if let Ok(config) = oci::parse::<oci::Config>(bytes, "configuration") {
         let tree = Tree::new();
-        if let Ok(Some(script)) = entry::script(&config, &tree, &MemorySpool::new(0)) {
-            assert!(!script.contains('\0'));
-        }
+        let _ = entry::file(&config, &tree, &MemorySpool::new(0));
     }
     let text = String::from_utf8_lossy(bytes);
     if let Ok(name) = oci::name_of(&text) {
