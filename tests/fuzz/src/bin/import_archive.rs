@@ -208,7 +208,7 @@ fn check(tree: &Tree, spool: &MemorySpool) {
     while let Some(id) = left.pop() {
         for (name, id) in tree.names(id) {
             assert!(!name.is_empty() && name.len() <= 255 && name != b"." && name != b"..");
-            assert!(!name.iter().any(|byte| b"/\0\n".contains(byte)));
+            assert!(!name.iter().any(|byte| b"/\0".contains(byte)));
             let count = seen.entry(id).or_default();
             *count += 1;
             if *count == 1 {
