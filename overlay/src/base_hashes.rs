@@ -16,6 +16,7 @@ use std::sync::OnceLock;
 use thiserror::Error;
 
 use crate::bytes::{array_at, to_u64, to_usize, u32_at, u64_at};
+use crate::digest::Digest;
 use crate::page::{DISKS_MAX, PAGE_BYTES, PageAt, PageReader, SPACE_PAGES_MAX, Space, is_zero};
 use crate::parallel;
 
@@ -182,8 +183,14 @@ impl BaseHashes {
     /// looked for. The first call for a space sorts its hashes.
     #[must_use]
     pub fn find(&self, space: Space, page: &[u8; PAGE_BYTES]) -> Option<u32> {
+        self.find_hash(space, &Digest::of(page))
+    }
+
+    /// As [`BaseHashes::find`], by the hash of a page.
+    #[must_use]
+    pub fn find_hash(&self, space: Space, hash: &Digest) -> Option<u32> {
         let space = self.spaces.iter().find(|hashes| hashes.space == space)?;
-        space.find(&page_hash(page))
+        space.find(&array_at(&hash.0, 0))
     }
 
     /// Writes the hashes.

@@ -1,115 +1,11 @@
 //! From stored bytes to pages: verified first, then decompressed into the caller's buffer.
 
-use std::cell::RefCell;
-use std::io;
+use zstd::bulk::Decompressor;
 
-use zstd::bulk::{Compressor, Decompressor};
-use zstd::zstd_safe::compress_bound;
-
-use crate::bytes::to_u64;
-use crate::digest::Digest;
-use crate::format::{Codec, FormatError, Index, Place, Prefix, SegmentId};
+use crate::bytes::{to_u64, to_usize};
+use crate::codec::{check_stored, decompress, decompress_with};
+use crate::format::{FormatError, Index, Place, Prefix, SegmentId};
 use crate::page::{PAGE_BYTES, PageAt};
-
-/// A part of the file as it is stored.
-#[derive(Debug)]
-pub(crate) struct StoredPart {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) raw_bytes: usize,
-    pub(crate) codec: Codec,
-    pub(crate) hash: Digest,
-}
-
-impl StoredPart {
-    /// Compresses `raw`; stored as it is where that is not larger. `buffer` is scratch space
-    /// that is worth keeping for the next call.
-    pub(crate) fn compress(
-        compressor: &mut Compressor<'_>,
-        raw: &[u8],
-        buffer: &mut Vec<u8>,
-    ) -> io::Result<Self> {
-        buffer.clear();
-        buffer.reserve(compress_bound(raw.len()));
-        compressor.compress_to_buffer(raw, buffer)?;
-        let (codec, bytes) = if buffer.len() < raw.len() {
-            (Codec::Zstd, buffer.as_slice())
-        } else {
-            (Codec::Raw, raw)
-        };
-        let hash = Digest::of(bytes);
-        Ok(Self {
-            bytes: bytes.to_vec(),
-            raw_bytes: raw.len(),
-            codec,
-            hash,
-        })
-    }
-}
-
-thread_local! {
-    /// One zstd context a thread for the small parts, which have no decoder of their own.
-    static DECOMPRESSOR: RefCell<Decompressor<'static>> = RefCell::default();
-}
-
-/// Decompresses a part whose hash has been checked into exactly `out`.
-pub(crate) fn decompress(
-    place: Place,
-    codec: Codec,
-    stored: &[u8],
-    out: &mut [u8],
-) -> Result<(), FormatError> {
-    DECOMPRESSOR.with_borrow_mut(|zstd| decompress_with(zstd, place, codec, stored, out))
-}
-
-fn decompress_with(
-    zstd: &mut Decompressor<'_>,
-    place: Place,
-    codec: Codec,
-    stored: &[u8],
-    out: &mut [u8],
-) -> Result<(), FormatError> {
-    let expected = to_u64(out.len());
-    let bytes = match codec {
-        Codec::Raw if stored.len() == out.len() => {
-            out.copy_from_slice(stored);
-            stored.len()
-        }
-        Codec::Raw => stored.len(),
-        Codec::Zstd => zstd
-            .decompress_to_buffer(stored, out)
-            .map_err(|source| FormatError::Decompress { place, source })?,
-    };
-    let found = to_u64(bytes);
-    if expected != found {
-        return Err(FormatError::Length {
-            place,
-            expected,
-            found,
-        });
-    }
-    Ok(())
-}
-
-/// Checks length and hash of a stored part, which is all that can be wrong with its transfer.
-fn check_stored(
-    place: Place,
-    stored: &[u8],
-    length: u32,
-    hash: &Digest,
-) -> Result<(), FormatError> {
-    let (expected, found) = (u64::from(length), to_u64(stored.len()));
-    if expected != found {
-        return Err(FormatError::Length {
-            place,
-            expected,
-            found,
-        });
-    }
-    if Digest::of(stored) != *hash {
-        return Err(FormatError::Hash { place });
-    }
-    Ok(())
-}
 
 /// Verifies and decompresses the machine state, the [`Prefix::state_stored_bytes`] bytes at
 /// [`Prefix::state_offset`].
@@ -201,14 +97,17 @@ impl<'a> DecodedSegment<'a> {
         self.bytes
     }
 
-    /// The runs of contiguous pages: the place of the first page, and the bytes of all of them.
+    /// Where the pages go: the first page of each run of contiguous ones, and the bytes of all of
+    /// them. First each slot's own place, in the order of the slots, then its further ones.
     pub fn runs(&self) -> impl Iterator<Item = (PageAt, &'a [u8])> + 'a {
-        let mut rest = self.bytes;
-        self.index.segment_runs(self.id).map(move |(first, pages)| {
-            // The runs of a segment add up to its raw length: `Index::parse` made it that way.
-            let (run, after) = rest.split_at(pages * PAGE_BYTES);
-            rest = after;
-            (first, run)
+        let bytes = self.bytes;
+        self.index.segment_places(self.id).map(move |run| {
+            // Inside of the segment: `Index::parse` made it that way.
+            let start = to_usize(run.slot) * PAGE_BYTES;
+            (
+                run.first,
+                &bytes[start..start + to_usize(run.pages) * PAGE_BYTES],
+            )
         })
     }
 }

@@ -17,6 +17,7 @@
 
 pub mod base_hashes;
 mod bytes;
+mod codec;
 pub mod decode;
 pub mod digest;
 pub mod encode;
@@ -24,20 +25,22 @@ pub mod format;
 pub mod manifest;
 pub mod page;
 mod parallel;
+mod stages;
 #[cfg(test)]
 mod testing;
 pub mod verify;
 
 pub use base_hashes::BaseHashes;
+pub use codec::{LEVEL_DEFAULT, LEVEL_STORED, LEVELS};
 pub use decode::{DecodedSegment, SegmentDecoder, decode_state};
 pub use digest::{BaseId, Digest, OverlayId};
 pub use encode::{
-    BaseContent, DeltaSpec, EncodeError, LEVEL_DEFAULT, Options, Progress, Summary, encode,
+    BaseContent, ChangedPages, DeltaSpec, EncodeError, Options, Progress, Summary, encode,
 };
 pub use format::{
-    Codec, FormatError, Index, PREFIX_BYTES, PageContent, Place, Prefix, Run, RunSource, Segment,
-    SegmentId, TRAILER_BYTES, check_trailer,
+    Codec, FormatError, Index, PREFIX_BYTES, PageContent, Place, Placement, Prefix, Run, RunSource,
+    Segment, SegmentId, TRAILER_BYTES, check_trailer,
 };
 pub use manifest::{Manifest, SpaceFile, StoredFile};
-pub use page::{PAGE_BYTES, PageAt, PageReader, Space, SpaceSize};
+pub use page::{PAGE_BYTES, PageAt, PageReader, PageSpan, Space, SpaceSize};
 pub use verify::{VerifyError, VerifyReport, read_head, verify};

@@ -97,6 +97,28 @@ impl fmt::Display for PageAt {
     }
 }
 
+/// Contiguous pages of one space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageSpan {
+    /// The first of them.
+    pub first: PageAt,
+    /// How many, at least 1.
+    pub pages: u64,
+}
+
+impl PageSpan {
+    /// The page number after the last page.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.first.page.saturating_add(self.pages)
+    }
+
+    /// The places of its pages, in order.
+    pub fn places(self) -> impl Iterator<Item = PageAt> {
+        (0..self.pages).map(move |page| self.first.plus(page))
+    }
+}
+
 /// Size of a space, now and in the base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpaceSize {

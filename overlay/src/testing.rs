@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{self, Cursor};
 
 use crate::bytes::to_usize;
-use crate::page::{PAGE_BYTES, PageAt, PageReader, Space, SpaceSize};
+use crate::page::{PAGE_BYTES, PageAt, PageReader, PageSpan, Space, SpaceSize};
 use crate::{
-    BaseContent, BaseId, DeltaSpec, Digest, Index, Options, PREFIX_BYTES, PageContent, Prefix,
-    SegmentDecoder, SegmentId, Summary, encode,
+    BaseContent, BaseId, DeltaSpec, Digest, Index, Options, PageContent, Prefix, SegmentDecoder,
+    SegmentId, Summary, encode,
 };
 
 pub(crate) type Page = [u8; PAGE_BYTES];
@@ -65,16 +65,14 @@ pub(crate) fn sizes(base: &Pages, now: &Pages) -> Vec<SpaceSize> {
         .collect()
 }
 
-/// All places of a VM.
-pub(crate) fn places(pages: &Pages) -> Vec<PageAt> {
+/// All pages of a VM.
+pub(crate) fn spans(pages: &Pages) -> Vec<PageSpan> {
     pages
         .0
         .iter()
-        .flat_map(|(&space, pages)| {
-            (0..pages.len()).map(move |page| PageAt {
-                space,
-                page: page as u64,
-            })
+        .map(|(&space, pages)| PageSpan {
+            first: PageAt { space, page: 0 },
+            pages: pages.len() as u64,
         })
         .collect()
 }
@@ -87,12 +85,12 @@ pub(crate) fn encode_all(
     content: Option<BaseContent<'_>>,
     options: Options,
 ) -> (Vec<u8>, Summary) {
-    let (spaces, rest) = (sizes(base, now), places(now));
+    let (spaces, changed) = (sizes(base, now), spans(now));
     let spec = DeltaSpec {
         base: base_id(),
         spaces: &spaces,
         early,
-        rest: &rest,
+        changed: &changed,
         state: b"machine state machine state machine state",
         meta: b"{\"meta\":1}",
     };
@@ -117,9 +115,14 @@ pub(crate) fn sample() -> (Pages, Pages, Vec<u8>) {
         memory[number] = page(1000 + number as u64);
     }
     memory.extend((0..20).map(|n| page(2000 + n)));
+    memory[40] = page(101);
+    memory[62] = page(1060);
+    memory[63] = page(1030);
     let mut noise = [0; PAGE_BYTES];
     blake3::Hasher::new().finalize_xof().fill(&mut noise);
-    now.0.get_mut(&Space::Disk(0)).unwrap()[7] = noise;
+    let disk = now.0.get_mut(&Space::Disk(0)).unwrap();
+    disk[7] = noise;
+    disk[9] = page(1031);
     let early = [60, 5, 1, 2, 31].map(PageAt::memory);
     let hashes = hashes(&base);
     let content = BaseContent {
@@ -143,8 +146,9 @@ pub(crate) fn hashes(base: &Pages) -> crate::BaseHashes {
 /// Prefix and index of an overlay.
 pub(crate) fn head(bytes: &[u8]) -> (Prefix, Index) {
     let prefix = Prefix::parse(bytes.first_chunk().unwrap()).unwrap();
-    let end = usize::try_from(prefix.state_offset()).unwrap();
-    let index = Index::parse(&prefix, &bytes[PREFIX_BYTES..end]).unwrap();
+    let start = usize::try_from(prefix.index_offset()).unwrap();
+    let end = start + usize::try_from(prefix.index_bytes()).unwrap();
+    let index = Index::parse(&prefix, &bytes[start..end]).unwrap();
     (prefix, index)
 }
 
@@ -173,7 +177,7 @@ pub(crate) fn apply(base: &Pages, bytes: &[u8]) -> Pages {
         for (first, run) in decoded.runs() {
             for (n, page) in run.as_chunks().0.iter().enumerate() {
                 let before = literal.insert(first.plus(n as u64), *page);
-                assert!(before.is_none(), "a page is stored twice");
+                assert!(before.is_none(), "a page is placed twice");
             }
         }
     }
@@ -188,10 +192,7 @@ pub(crate) fn apply(base: &Pages, bytes: &[u8]) -> Pages {
             match content {
                 PageContent::Unchanged => base.get(at),
                 PageContent::Zero => [0; PAGE_BYTES],
-                PageContent::BasePage(page) => base.get(PageAt {
-                    space: size.space,
-                    page,
-                }),
+                PageContent::BasePage(at) => base.get(at),
                 PageContent::Literal { segment, slot } => {
                     assert_eq!(slots[&(segment.0, slot)], literal[&at]);
                     literal[&at]

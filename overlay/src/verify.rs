@@ -1,6 +1,6 @@
 //! A whole overlay file checked, from its first byte to its last.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use thiserror::Error;
 
@@ -60,13 +60,13 @@ pub struct VerifyReport {
     pub state_bytes: u64,
 }
 
-/// The file, and how far it has been read.
-struct Input<'a> {
-    reader: &'a mut dyn Read,
+/// The file, and where it is read.
+struct Input<'a, R> {
+    reader: &'a mut R,
     offset: u64,
 }
 
-impl Input<'_> {
+impl<R: Read + Seek> Input<'_, R> {
     fn read(&mut self, place: Place, into: &mut [u8]) -> Result<(), VerifyError> {
         let offset = self.offset;
         self.reader
@@ -80,6 +80,19 @@ impl Input<'_> {
         Ok(())
     }
 
+    /// Goes on at `offset`, where `place` begins.
+    fn seek(&mut self, place: Place, offset: u64) -> Result<(), VerifyError> {
+        self.reader
+            .seek(SeekFrom::Start(offset))
+            .map_err(|source| VerifyError::Read {
+                place,
+                offset,
+                source,
+            })?;
+        self.offset = offset;
+        Ok(())
+    }
+
     /// Reads a part of `bytes` bytes. Memory grows with what is really there, not with what a
     /// head says.
     fn read_part(&mut self, place: Place, bytes: u64) -> Result<Vec<u8>, VerifyError> {
@@ -87,6 +100,7 @@ impl Input<'_> {
         let offset = self.offset;
         let read = self
             .reader
+            .by_ref()
             .take(bytes)
             .read_to_end(&mut part)
             .and_then(|read| {
@@ -107,38 +121,38 @@ impl Input<'_> {
     }
 }
 
-/// Reads and checks prefix and index of an overlay, from the beginning of `input`.
+/// Reads and checks prefix and index of an overlay in `input`, whose first byte is the overlay's.
 ///
 /// # Errors
 /// Reading fails or ends too early, or prefix or index is bad.
-pub fn read_head(input: &mut dyn Read) -> Result<(Prefix, Index), VerifyError> {
-    let mut input = Input {
+pub fn read_head<R: Read + Seek>(input: &mut R) -> Result<(Prefix, Index), VerifyError> {
+    head(&mut Input {
         reader: input,
         offset: 0,
-    };
-    head(&mut input)
+    })
 }
 
-fn head(input: &mut Input<'_>) -> Result<(Prefix, Index), VerifyError> {
+fn head<R: Read + Seek>(input: &mut Input<'_, R>) -> Result<(Prefix, Index), VerifyError> {
     let mut bytes = [0; PREFIX_BYTES];
+    input.seek(Place::Prefix, 0)?;
     input.read(Place::Prefix, &mut bytes)?;
     let prefix =
         Prefix::parse(&bytes).map_err(|source| VerifyError::Format { offset: 0, source })?;
-    let offset = input.offset;
+    let offset = prefix.index_offset();
+    input.seek(Place::Index, offset)?;
     let bytes = input.read_part(Place::Index, prefix.index_bytes())?;
     let index =
         Index::parse(&prefix, &bytes).map_err(|source| VerifyError::Format { offset, source })?;
     Ok((prefix, index))
 }
 
-/// Reads a whole overlay from the beginning of `input` to its end and checks all of it: prefix,
-/// index, machine state, each segment's hash and that it decompresses, trailer, and that nothing
-/// follows. `progress` is called with the bytes checked and the length of the file.
+/// Reads a whole overlay, which `input` holds and nothing else, and checks all of it: prefix, index,
+/// machine state, each segment's hash and that it decompresses, trailer, and that nothing follows. `progress` is called with the bytes checked and the length of the file.
 ///
 /// # Errors
 /// The first thing that is wrong, and where.
-pub fn verify(
-    input: &mut dyn Read,
+pub fn verify<R: Read + Seek>(
+    input: &mut R,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<VerifyReport, VerifyError> {
     let mut input = Input {
@@ -149,7 +163,8 @@ pub fn verify(
     let total_bytes = prefix.total_bytes();
     let bad = |offset| move |source| VerifyError::Format { offset, source };
 
-    let offset = input.offset;
+    let offset = prefix.state_offset();
+    input.seek(Place::State, offset)?;
     let state = input.read_part(Place::State, prefix.state_stored_bytes())?;
     let state = decode_state(&prefix, &state).map_err(bad(offset))?;
     progress(input.offset, total_bytes);
@@ -170,7 +185,8 @@ pub fn verify(
         progress(input.offset, total_bytes);
     }
 
-    let offset = input.offset;
+    let offset = prefix.index_offset() + prefix.index_bytes();
+    input.seek(Place::Trailer, offset)?;
     let mut trailer = [0; TRAILER_BYTES];
     input.read(Place::Trailer, &mut trailer)?;
     check_trailer(&prefix, &trailer).map_err(bad(offset))?;

@@ -24,9 +24,10 @@ pub enum Fault {
     None,
     /// Closes the connection once, in the middle of the body that covers this file offset.
     CutOnceAt(u64),
-    /// Closes every connection at this file offset.
+    /// Closes every connection whose body has this file offset in it, there.
     CutAt(u64),
-    /// Sends nothing from this file offset on, and keeps the connection open.
+    /// Sends nothing from this file offset on where a body has it in it, and keeps the connection
+    /// open.
     StallAt(u64),
     /// Flips the bits of the byte at this file offset, every time.
     FlipAt(u64),
@@ -35,7 +36,7 @@ pub enum Fault {
     RetagAt(u64),
     /// The same, and other bytes: the file has been replaced in between.
     ReplaceAt(u64),
-    /// Answers a range request with the whole file, as a server without ranges may.
+    /// Gives whole files only, also when a range is asked for.
     NoRanges,
 }
 
@@ -221,8 +222,13 @@ fn answer(request: &Request, stream: &mut TcpStream, shared: &Shared) -> io::Res
     } else {
         "200 OK"
     };
+    let accepts = if fault == Fault::NoRanges {
+        "none"
+    } else {
+        "bytes"
+    };
     let mut head = format!(
-        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nAccept-Ranges: bytes\r\nETag: \"{etag}\"\r\n",
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nAccept-Ranges: {accepts}\r\nETag: \"{etag}\"\r\n",
         end - first
     );
     if ranged {
@@ -251,7 +257,7 @@ fn send_body(
 ) -> io::Result<bool> {
     file.seek(SeekFrom::Start(first))?;
     let stop_at = match fault {
-        Fault::CutAt(at) | Fault::StallAt(at) => at.max(first),
+        Fault::CutAt(at) | Fault::StallAt(at) if (first..end).contains(&at) => at,
         Fault::CutOnceAt(at) | Fault::RetagAt(at) | Fault::ReplaceAt(at)
             if (first..end).contains(&at) && !shared.cut_done.swap(true, Ordering::SeqCst) =>
         {

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use cloudlet::control::{Client, Request, SpacePage};
 use cloudlet::guest::{self, AppRequest};
 use cloudlet::launch::{self, OverlaySource, Source};
+use cloudlet_overlay::LEVEL_STORED;
 use serde_json::{Value, json};
 
 use super::output::{megabytes, table};
@@ -87,8 +88,8 @@ fn write(
     Ok(result?)
 }
 
-/// Makes a throw-away copy of the paused VM from an overlay in no particular order, sends it the
-/// request, and returns the pages in the order in which the copy touched them.
+/// Makes a throw-away copy of the paused VM from an uncompressed overlay in no particular order, sends
+/// it the request, and returns the pages in the order in which the copy touched them.
 fn rehearse(
     host: &Host,
     client: &mut Client,
@@ -98,7 +99,8 @@ fn rehearse(
     let dir = Scratch::new(out.parent().unwrap_or(Path::new("/")), ".rehearsal-")
         .context("no room beside the overlay for the rehearsal")?;
     let unordered = dir.path().join("unordered");
-    write(host, client, &unordered, Vec::new(), 1)?;
+    // Read once, on this host: compressing it would take longer than writing it.
+    write(host, client, &unordered, Vec::new(), LEVEL_STORED)?;
     let source = Source::Overlay(OverlaySource {
         location: named(&unordered)?.to_owned(),
         early_start: true,

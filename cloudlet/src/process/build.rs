@@ -24,7 +24,7 @@ use super::nets;
 use super::starting::Step;
 use super::supervise;
 use super::{Failure, say};
-use crate::fetch::{self, Link, Location, Rate, Remote, Stream};
+use crate::fetch::{self, Link, Location, Rate, Remote};
 use crate::files;
 use crate::hold::Hold;
 use crate::image::{Description, FORMAT, Image, file};
@@ -32,7 +32,9 @@ use crate::launch::{BootSource, Event, OverlaySource, Source, Spec};
 use crate::pages::ImagePages;
 use crate::registry::VmDir;
 use crate::store::{Base, Store};
-use crate::synthesis::{Arrival, ArrivalThreads, DeltaSource, Head, Target, chain};
+use crate::synthesis::{
+    Arrival, ArrivalThreads, DeltaSource, Head, Opened, Target, chain, check_sizes,
+};
 
 /// The guest's context id on its vsock: there is one guest behind each socket, so all may have the
 /// same (virtio 1.2, 5.10.4: 0 to 2 are reserved).
@@ -351,8 +353,12 @@ impl Parts<'_> {
         let handle: Arc<OnceLock<MachineHandle>> = Arc::default();
         let location: Location = source.location.parse()?;
         self.step.set(format!("the overlay {location}"));
-        let (remote, mut stream) = open_remote(source, &location, &handle)?;
-        let head = Head::read(&mut stream, remote.len(), source.expect.as_deref())?;
+        let remote = open_remote(source, &location, &handle)?;
+        let Opened {
+            head,
+            stream,
+            demand,
+        } = Head::read(&remote, source.expect.as_deref())?;
         nets::check_saved(&self.spec.nets, &head.state)?;
         let origin = self.origin(head.prefix.base(), true).map_err(|error| {
             format!(
@@ -362,6 +368,7 @@ impl Parts<'_> {
         })?;
         self.step.set("the files of the base VM");
         let base_image = origin.base.image()?;
+        check_sizes(&head.index, &base_image.spaces())?;
         let layout = RamLayout::new(head.meta.image.memory_bytes)?;
         let (delta, zero) = head.memory_runs();
         let memory = MemoryFile::of(&base_image)?;
@@ -382,7 +389,7 @@ impl Parts<'_> {
         arrival.target().apply_derived_blocks()?;
         let direct = source.rate_mbit.is_none() && matches!(location, Location::File(_));
         let pager = self.pager(&arrival, &placer, direct)?;
-        let threads = arrival.start(stream, self.hook)?;
+        let threads = arrival.start(stream, demand, self.hook)?;
         let machine = Machine::restore(&head.state, ram, self.backends(&disks)?)?;
         let _ = handle.set(machine.handle());
         let incoming = Incoming {
@@ -423,12 +430,12 @@ impl Parts<'_> {
     }
 }
 
-/// The overlay's bytes: a stream from its beginning, and the file it belongs to.
+/// Where the overlay's bytes are.
 fn open_remote(
     source: &OverlaySource,
     location: &Location,
     handle: &Arc<OnceLock<MachineHandle>>,
-) -> Result<(Remote, Stream), Failure> {
+) -> Result<Remote, Failure> {
     let rate = source.rate_mbit.map(Rate::from_mbit).transpose()?;
     let options = fetch::Options {
         ca: source.ca.clone(),
@@ -436,9 +443,7 @@ fn open_remote(
         on_trouble: Some(supervise::on_trouble(Arc::clone(handle))),
         ..fetch::Options::default()
     };
-    let remote = Remote::open(location, options, &Link::new(rate))?;
-    let stream = remote.stream(0);
-    Ok((remote, stream))
+    Ok(Remote::open(location, options, &Link::new(rate))?)
 }
 
 /// Tells each disk which of its blocks are still on their way.

@@ -5,13 +5,13 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use cloudlet_overlay::{
-    BaseContent, DeltaSpec, Options, PAGE_BYTES, PageAt, PageReader, Progress, Space, SpaceSize,
-    encode,
+    BaseContent, ChangedPages, DeltaSpec, Options, PAGE_BYTES, PageAt, PageReader, PageSpan,
+    Progress, Space, SpaceSize, encode,
 };
 use cloudlet_snapshot::{AtomicDir, AtomicFile};
 use cloudlet_vmm::devices::disk::{BlockNumber, Disk};
 use cloudlet_vmm::machine::Machine;
-use cloudlet_vmm::memory::{Ram, RamPage};
+use cloudlet_vmm::memory::{PageSet, Ram, RamPage};
 use serde_json::{Value, json};
 
 use super::Failure;
@@ -77,12 +77,8 @@ impl PageReader for VmPages<'_> {
                     .disks
                     .get(usize::from(number))
                     .ok_or(io::ErrorKind::NotFound)?;
-                let (blocks, _) = into.as_chunks_mut::<PAGE_BYTES>();
-                for (number, block) in (first.page..).zip(blocks) {
-                    disk.read_block(BlockNumber(number), block)
-                        .map_err(io::Error::other)?;
-                }
-                Ok(())
+                disk.read_blocks(BlockNumber(first.page), into)
+                    .map_err(io::Error::other)
             }
         }
     }
@@ -102,7 +98,7 @@ pub(super) fn overlay(
     let base_image = origin.base.image()?;
     let (base_pages, hashes) = (ImagePages::open(&base_image)?, origin.base.hashes()?);
     let spaces = spaces(about, &base_image.description);
-    let rest = changed(machine, about, origin.is_mapped)?;
+    let changed = Changes::of(machine, about, origin.is_mapped)?;
     let early: Vec<PageAt> = early.iter().map(|&page| place(page)).collect();
     let meta = serde_json::to_vec(&Meta {
         image: about.image.clone(),
@@ -111,7 +107,7 @@ pub(super) fn overlay(
         base: origin.base.id,
         spaces: &spaces,
         early: &early,
-        rest: &rest,
+        changed: &changed,
         state: &state,
         meta: &meta,
     };
@@ -135,13 +131,7 @@ pub(super) fn overlay(
         Some(base),
         &mut writer,
         options,
-        &mut |progress| {
-            let (step, done, total) = match progress {
-                Progress::Compare { done, total } => ("compare", done, total),
-                Progress::Compress { done, total } => ("compress", done, total),
-            };
-            report(step, done * PAGE_LEN, total * PAGE_LEN);
-        },
+        &mut |Progress { done, total }| report("encode", done * PAGE_LEN, total * PAGE_LEN),
     )?;
     writer.flush()?;
     drop(writer);
@@ -157,6 +147,7 @@ pub(super) fn overlay(
         "literal_pages": summary.literal_pages,
         "zero_pages": summary.zero_pages,
         "base_pages": summary.base_pages,
+        "repeated_pages": summary.repeated_pages,
         "unchanged_pages": summary.unchanged_pages,
     }))
 }
@@ -206,24 +197,48 @@ fn spaces(about: &About, base: &crate::image::Description) -> Vec<SpaceSize> {
 
 /// Every page and block that may differ from the base. A VM whose RAM and disks lie on the base's own
 /// files knows what it has written; otherwise all is compared.
-fn changed(machine: &Machine, about: &About, is_mapped: bool) -> Result<Vec<PageAt>, Failure> {
-    let mut changed = Vec::new();
-    if is_mapped {
-        for run in machine.ram().pages_off_base()?.runs() {
-            changed.extend((run.first.0..run.first.0 + run.count).map(PageAt::memory));
-        }
-    } else {
-        changed.extend((0..about.image.memory_bytes.div_ceil(PAGE_LEN)).map(PageAt::memory));
+struct Changes<'a> {
+    memory_pages: u64,
+    disks: &'a [Disk],
+    /// The pages of memory that were written, where that is known.
+    written: Option<PageSet>,
+}
+
+impl<'a> Changes<'a> {
+    fn of(machine: &Machine, about: &'a About, is_mapped: bool) -> Result<Self, Failure> {
+        let written = is_mapped.then(|| machine.ram().pages_off_base());
+        Ok(Self {
+            memory_pages: about.image.memory_bytes.div_ceil(PAGE_LEN),
+            disks: &about.disks,
+            written: written.transpose()?,
+        })
     }
-    for (number, disk) in (0..).zip(&about.disks) {
-        if is_mapped {
-            changed.extend(
-                disk.changed_blocks()
-                    .map(|(block, _)| PageAt::disk(number, block.0)),
-            );
+
+    fn of_disk(&self, number: u8, disk: &Disk) -> Box<dyn Iterator<Item = PageSpan>> {
+        let span = move |first, pages| {
+            let first = PageAt::disk(number, first);
+            PageSpan { first, pages }
+        };
+        if self.written.is_some() {
+            let runs = disk.changed_runs().into_iter();
+            Box::new(runs.map(move |run| span(run.first, run.count)))
         } else {
-            changed.extend((0..disk.blocks()).map(|block| PageAt::disk(number, block)));
+            Box::new(std::iter::once(span(0, disk.blocks())))
         }
     }
-    Ok(changed)
+}
+
+impl ChangedPages for Changes<'_> {
+    fn spans(&self) -> Box<dyn Iterator<Item = PageSpan> + '_> {
+        let span = |first, pages| PageSpan {
+            first: PageAt::memory(first),
+            pages,
+        };
+        let memory: Box<dyn Iterator<Item = PageSpan>> = match &self.written {
+            Some(pages) => Box::new(pages.runs().map(move |run| span(run.first.0, run.count))),
+            None => Box::new(std::iter::once(span(0, self.memory_pages))),
+        };
+        let disks = (0..).zip(self.disks);
+        Box::new(memory.chain(disks.flat_map(|(number, disk)| self.of_disk(number, disk))))
+    }
 }

@@ -3,7 +3,8 @@
 
 use cloudlet_overlay::format::SEGMENT_BYTES_MAX;
 use cloudlet_overlay::{
-    Index, PAGE_BYTES, PageAt, PageReader, Run, RunSource, SegmentDecoder, SegmentId, Space,
+    Index, PAGE_BYTES, PageAt, PageReader, Placement, Run, RunSource, SegmentDecoder, SegmentId,
+    Space,
 };
 use cloudlet_vmm::devices::disk::{BlockNumber, Disk};
 use cloudlet_vmm::memory::{Placer, RamPage};
@@ -51,7 +52,8 @@ impl Decoder {
 }
 
 impl Target {
-    /// Verifies, decodes and places the segment `id`.
+    /// Verifies, decodes and places the segment `id`: each slot at all of its places. Pages that are
+    /// there already stay as they are.
     pub fn apply(&self, id: SegmentId, stored: &[u8], decoder: &mut Decoder) -> Result<(), Error> {
         let decoded = decoder
             .segment
@@ -67,13 +69,12 @@ impl Target {
         let Some(placer) = self.placer.as_ref().filter(|_| !self.disks_only) else {
             return false;
         };
-        let is_there = |(first, pages): (PageAt, usize)| {
-            first.space == Space::Memory
-                && (first.page..)
-                    .take(pages)
-                    .all(|page| placer.is_placed(RamPage(page)))
+        let is_there = |place: Placement| {
+            place.first.space == Space::Memory
+                && (0..u64::from(place.pages))
+                    .all(|page| placer.is_placed(RamPage(place.first.page + page)))
         };
-        self.index.segment_runs(id).all(is_there)
+        self.index.segment_places(id).all(is_there)
     }
 
     /// Verifies and decodes the segment `id`, and hands its pages out.
@@ -154,17 +155,15 @@ impl Target {
 
     /// Hands `run`'s pages out, a piece at a time, with the content of the base's pages from
     /// `source` on.
-    fn copy_run(&self, run: &Run, source: u64, place: Place<'_>) -> Result<(), Error> {
+    fn copy_run(&self, run: &Run, source: PageAt, place: Place<'_>) -> Result<(), Error> {
         let mut buffer = [0; COPY_PAGES * PAGE_BYTES];
         let mut done = 0;
         while done < run.pages {
             let left = usize::try_from(run.pages - done).unwrap_or(usize::MAX);
             let bytes = &mut buffer[..left.min(COPY_PAGES) * PAGE_BYTES];
-            let from = PageAt {
-                space: run.first.space,
-                page: source + done,
-            };
-            self.base.read_run(from, bytes).map_err(Error::Base)?;
+            self.base
+                .read_run(source.plus(done), bytes)
+                .map_err(Error::Base)?;
             place(run.first.page + done, bytes)?;
             done += left.min(COPY_PAGES) as u64;
         }
@@ -172,11 +171,9 @@ impl Target {
     }
 
     /// One page of the base, for a fault.
-    pub fn base_page(&self, page: u64) -> Result<[u8; PAGE_BYTES], Error> {
+    pub fn base_page(&self, page: PageAt) -> Result<[u8; PAGE_BYTES], Error> {
         let mut bytes = [0; PAGE_BYTES];
-        self.base
-            .read(PageAt::memory(page), &mut bytes)
-            .map_err(Error::Base)?;
+        self.base.read(page, &mut bytes).map_err(Error::Base)?;
         Ok(bytes)
     }
 }

@@ -110,10 +110,12 @@ impl Arrival {
         &self.target
     }
 
-    /// Starts the threads. `stream` stands behind the head; when recording nothing is streamed.
+    /// Starts the threads. `stream` stands behind the head, and `demand` has read it; when recording
+    /// nothing is streamed.
     pub fn start(
         self: &Arc<Self>,
         stream: Stream,
+        demand: Demand,
         hook: &ThreadHook,
     ) -> Result<ArrivalThreads, Error> {
         let mut threads = Vec::new();
@@ -127,7 +129,6 @@ impl Arrival {
         }
         if self.remote.supports_ranges() {
             let this = Arc::clone(self);
-            let demand = self.remote.demand();
             let body = move || this.bring_demanded(demand);
             threads.push(spawn(
                 "fetch-demand".into(),

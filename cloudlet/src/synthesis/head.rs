@@ -2,10 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use cloudlet_overlay::{FormatError, Index, OverlayId, PREFIX_BYTES, Prefix, Space, decode_state};
+use cloudlet_overlay::{
+    FormatError, Index, OverlayId, PREFIX_BYTES, Prefix, RunSource, Space, decode_state,
+};
 use cloudlet_vmm::memory::{PageRun, RamPage};
 
-use crate::fetch::Stream;
+use crate::fetch::{Demand, Remote, Stream};
 use crate::image::Description;
 
 /// What an overlay says about its VM beside its pages, as JSON in the overlay's meta.
@@ -44,6 +46,21 @@ pub enum HeadError {
         /// By its source.
         found: u64,
     },
+    /// A space is not one that the base has.
+    #[error(
+        "the overlay has {pages} pages of {space} over {base_pages}, and its base VM has {found}: \
+         an overlay cannot be larger than its base"
+    )]
+    Size {
+        /// The space.
+        space: Space,
+        /// Its pages by the overlay.
+        pages: u64,
+        /// The base's pages by the overlay.
+        base_pages: u64,
+        /// The base's pages.
+        found: u64,
+    },
     /// The description and the spaces contradict each other.
     #[error("the overlay's description does not fit its {0}")]
     Contradiction(Space),
@@ -62,32 +79,57 @@ pub struct Head {
     pub meta: Meta,
 }
 
+/// A head, and what goes on reading behind it.
+#[derive(Debug)]
+pub struct Opened {
+    /// The head.
+    pub head: Head,
+    /// Stands at the first segment.
+    pub stream: Stream,
+    /// The connection for ranges.
+    pub demand: Demand,
+}
+
 impl Head {
-    /// Reads the head from the beginning of `stream`, in a file of `file_len` bytes.
-    pub fn read(
-        stream: &mut Stream,
-        file_len: u64,
-        expect: Option<&str>,
-    ) -> Result<Self, HeadError> {
+    /// Reads the head of the overlay at `remote`: the prefix, then the index at the end of the file
+    /// by its range, then the machine state. Where a server gives no ranges, the file passes by once
+    /// for its index, and comes again for the rest.
+    pub fn read(remote: &Remote, expect: Option<&str>) -> Result<Opened, HeadError> {
+        let (mut stream, mut demand) = (remote.stream(0), remote.demand());
         let mut bytes = [0; PREFIX_BYTES];
-        if file_len < PREFIX_BYTES as u64 {
+        if remote.len() < PREFIX_BYTES as u64 {
             return Err(HeadError::Length {
                 expected: PREFIX_BYTES as u64,
-                found: file_len,
+                found: remote.len(),
             });
         }
         stream.read_exact(&mut bytes)?;
         let prefix = Prefix::parse(&bytes)?;
-        check_expected(&prefix, file_len, expect)?;
-        let index = Index::parse(&prefix, &read_part(stream, prefix.index_bytes())?)?;
-        let state = decode_state(&prefix, &read_part(stream, prefix.state_stored_bytes())?)?;
+        check_expected(&prefix, remote.len(), expect)?;
+        let mut bytes = buffer(prefix.index_bytes());
+        if remote.supports_ranges() {
+            demand.read_range(prefix.index_offset(), &mut bytes)?;
+        } else {
+            stream.seek_to(prefix.index_offset());
+            stream.read_exact(&mut bytes)?;
+            stream = remote.stream(prefix.state_offset());
+        }
+        let index = Index::parse(&prefix, &bytes)?;
+        let mut bytes = buffer(prefix.state_stored_bytes());
+        stream.read_exact(&mut bytes)?;
+        let state = decode_state(&prefix, &bytes)?;
         let meta: Meta = serde_json::from_slice(index.meta()).map_err(HeadError::Meta)?;
         check_meta(&meta, &index)?;
-        Ok(Self {
+        let head = Self {
             prefix,
             index,
             state,
             meta,
+        };
+        Ok(Opened {
+            head,
+            stream,
+            demand,
         })
     }
 
@@ -103,7 +145,7 @@ impl Head {
                 count: run.pages,
             };
             match run.source {
-                cloudlet_overlay::RunSource::Zero => zero.push(pages),
+                RunSource::Zero => zero.push(pages),
                 _ => delta.push(pages),
             }
         }
@@ -130,12 +172,27 @@ fn check_expected(prefix: &Prefix, file_len: u64, expect: Option<&str>) -> Resul
     Ok(())
 }
 
-/// Reads a part whose length the prefix has limited.
-fn read_part(stream: &mut Stream, len: u64) -> Result<Vec<u8>, HeadError> {
-    let len = usize::try_from(len).expect("the prefix limits its parts to what memory can hold");
-    let mut bytes = vec![0; len];
-    stream.read_exact(&mut bytes)?;
-    Ok(bytes)
+/// Room for a part whose length the prefix has limited.
+fn buffer(len: u64) -> Vec<u8> {
+    vec![0; usize::try_from(len).expect("the prefix limits its parts to what memory can hold")]
+}
+
+/// Holds the sizes that an overlay gives against those of its base, `base`: whatever the overlay
+/// says, neither mappings nor layers become larger than the base that somebody of this host chose.
+pub(crate) fn check_sizes(index: &Index, base: &[(Space, u64)]) -> Result<(), HeadError> {
+    for size in index.spaces() {
+        let found = base.iter().find(|(space, _)| *space == size.space);
+        let found = found.map_or(0, |(_, pages)| *pages);
+        if size.base_pages != found || size.pages > found {
+            return Err(HeadError::Size {
+                space: size.space,
+                pages: size.pages,
+                base_pages: size.base_pages,
+                found,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn check_meta(meta: &Meta, index: &Index) -> Result<(), HeadError> {
@@ -155,5 +212,70 @@ fn check_meta(meta: &Meta, index: &Index) -> Result<(), HeadError> {
     match index.spaces().get(count) {
         Some(more) => Err(HeadError::Contradiction(more.space)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use cloudlet_overlay::verify::read_head;
+    use cloudlet_overlay::{
+        BaseId, DeltaSpec, Digest, Options, PAGE_BYTES, PageAt, PageReader, SpaceSize, encode,
+    };
+
+    use super::*;
+
+    /// A VM whose pages nobody asks for.
+    struct NoPages;
+
+    impl PageReader for NoPages {
+        fn read(&self, _: PageAt, _: &mut [u8; PAGE_BYTES]) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::NotFound.into())
+        }
+    }
+
+    fn index(spaces: &[(Space, u64, u64)]) -> Index {
+        let spaces: Vec<SpaceSize> = spaces
+            .iter()
+            .map(|&(space, pages, base_pages)| SpaceSize {
+                space,
+                pages,
+                base_pages,
+            })
+            .collect();
+        let spec = DeltaSpec {
+            base: BaseId(Digest::of(b"")),
+            spaces: &spaces,
+            early: &[],
+            changed: &Vec::new(),
+            state: &[],
+            meta: &[],
+        };
+        let mut out = Cursor::new(Vec::new());
+        let options = Options::default();
+        encode(&spec, &NoPages, None, &mut out, options, &mut |_| {}).unwrap();
+        read_head(&mut out).unwrap().1
+    }
+
+    #[test]
+    fn an_overlay_is_not_larger_than_its_base() {
+        let base = [(Space::Memory, 100), (Space::Disk(0), 50)];
+        let check = |spaces: &[(Space, u64, u64)]| check_sizes(&index(spaces), &base);
+        let (memory, disk) = ((Space::Memory, 100, 100), (Space::Disk(0), 50, 50));
+        check(&[memory, disk]).unwrap();
+        check(&[memory]).unwrap();
+        check(&[(Space::Memory, 90, 100)]).unwrap();
+        for bad in [
+            (Space::Memory, 101, 100),
+            (Space::Memory, 100, 99),
+            (Space::Memory, 1 << 28, 1 << 28),
+            (Space::Disk(0), 51, 50),
+            (Space::Disk(0), 50, 0),
+            (Space::Disk(1), 1, 0),
+        ] {
+            let refused = check(&[bad]).unwrap_err();
+            assert!(matches!(refused, HeadError::Size { .. }), "{bad:?}");
+        }
     }
 }

@@ -39,7 +39,7 @@ pub struct Shown {
     pub base: String,
     /// Length of the file.
     pub bytes: u64,
-    /// Bytes before the first segment: what the VM needs to start.
+    /// Bytes of prefix, machine state and index: what the VM needs to start.
     pub head_bytes: u64,
     /// Stored bytes of the segments that come first.
     pub early_bytes: u64,
@@ -47,7 +47,7 @@ pub struct Shown {
     pub segments: u32,
     /// How many of them come first, in order of first touch.
     pub early_segments: u32,
-    /// Pages in segments.
+    /// Pages that come from segments.
     pub literal_pages: u64,
     /// Pages that are zero.
     pub zero_pages: u64,
@@ -94,7 +94,7 @@ pub fn show(path: &Path) -> Result<Shown, InspectError> {
         id: prefix.id().to_string(),
         base: prefix.base().to_string(),
         bytes: prefix.total_bytes(),
-        head_bytes: prefix.segments_offset(),
+        head_bytes: prefix.head_bytes(),
         early_bytes: early.map(|segment| u64::from(segment.stored_bytes)).sum(),
         segments: prefix.segments(),
         early_segments: prefix.early_segments(),

@@ -31,7 +31,8 @@ mod source;
 
 pub use apply::Target;
 pub use arrival::{Arrival, ArrivalStats, ArrivalThreads, Notice, Notify};
-pub use head::{Head, HeadError, Meta};
+pub(crate) use head::check_sizes;
+pub use head::{Head, HeadError, Meta, Opened};
 pub use inspect::{Shown, show, verify};
 pub use source::DeltaSource;
 

@@ -1,56 +1,71 @@
-//! From a changed VM to an overlay file: compare, plan, compress in parallel, write.
+//! From a changed VM to an overlay, in one pass: read, compare, find, compress, write.
 //!
-//! The pages that may have changed are read twice. The first pass ([`classify`]) decides for
-//! each page whether it is the base's page after all, zero, the same as another page of the
-//! base, or literal. With that, the run table and the length of the index are known ([`plan`]).
-//! The second pass compresses the literal pages, segment by segment, on all cores and writes
-//! them in order; a bounded number of segments is in memory at any time. The index is written
-//! last, into the place that was left for it.
+//! Pages come in an order of the caller's, the early ones first. Each is read once ([`read`]) and
+//! is either what the base has there after all, zero, the same as a page of the base, the same as
+//! one that has a slot already ([`slots`]), or gets a slot. Slots are put into segments as they come
+//! ([`plan`]), and each segment goes to a [`Sink`] when it is full ([`sink`]). Reading and
+//! compressing use all cores; a bounded number of segments is in memory at any time, and beside them
+//! a table of bounded size. So what encoding takes in memory does not grow with the VM, but for the
+//! index of a file, whose size the format bounds.
 
-mod classify;
 mod plan;
+mod read;
+mod sink;
+mod slots;
 
-use std::io::{self, Seek, SeekFrom, Write};
+use std::collections::HashSet;
+use std::io::{self, Seek, Write};
 
 use thiserror::Error;
-use zstd::bulk::Compressor;
 
 use crate::base_hashes::BaseHashes;
-use crate::bytes::{to_u64, to_usize};
-use crate::decode::StoredPart;
+use crate::bytes::to_u64;
+use crate::codec::{LEVEL_DEFAULT, LEVELS, PartEncoder};
 use crate::digest::{BaseId, OverlayId};
-use crate::format::{
-    FormatError, META_BYTES_MAX, Prefix, RUNS_MAX, SEGMENT_BYTES_MAX, SEGMENTS_MAX,
-    STATE_BYTES_MAX, SegmentEntry, Tables, run_table, write_trailer,
-};
-use crate::page::{PAGE_BYTES, PageAt, PageReader, SPACE_PAGES_MAX, Space, SpaceSize};
-use crate::parallel;
+use crate::format::{FormatError, META_BYTES_MAX, STATE_BYTES_MAX};
+use crate::page::{PageAt, PageReader, PageSpan, SPACE_PAGES_MAX, Space, SpaceSize};
+use crate::{parallel, stages};
 
-use plan::Plan;
+use plan::{Counts, Planner};
+use read::{Jobs, Pool, Reader};
+use sink::FileSink;
 
-/// zstd levels that are accepted. Beyond 9 encoding slows down a lot and gains a few percent.
-pub const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
-/// The level that overlays get. On the memory of a feature database it gives 67.0 MB where level 3
-/// gives 66.2, and decodes at 910 MB/s where that decodes at 590.
-pub const LEVEL_DEFAULT: i32 = 1;
+pub use sink::{SealedSegment, Sink};
 
 /// What to encode.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct DeltaSpec<'a> {
     /// The base that the delta is against.
     pub base: BaseId,
     /// All spaces of the VM, in any order, with their sizes now and in the base.
     pub spaces: &'a [SpaceSize],
     /// Pages that are needed early, in the order in which they are needed. Those that have not
-    /// changed are left out by themselves.
+    /// changed are left out by themselves, and one that is listed twice counts once.
     pub early: &'a [PageAt],
-    /// All other pages that may have changed, in any order. A page that is listed twice counts
-    /// once, at its earliest place.
-    pub rest: &'a [PageAt],
+    /// All pages that may have changed, the early ones among them, in the order of their places.
+    pub changed: &'a dyn ChangedPages,
     /// Machine state; opaque here.
     pub state: &'a [u8],
     /// Anything else that a reader must know before it starts the VM; opaque here.
     pub meta: &'a [u8],
+}
+
+/// Pages that may have changed.
+pub trait ChangedPages {
+    /// Spans of them in the order of their places, none over another. What this gives may be made
+    /// as it goes, so that nobody has to hold the whole list.
+    fn spans(&self) -> Box<dyn Iterator<Item = PageSpan> + '_>;
+
+    /// How many pages that is.
+    fn pages(&self) -> u64 {
+        self.spans().map(|span| span.pages).sum()
+    }
+}
+
+impl ChangedPages for Vec<PageSpan> {
+    fn spans(&self) -> Box<dyn Iterator<Item = PageSpan> + '_> {
+        Box::new(self.iter().copied())
+    }
 }
 
 /// The base, where it is at hand: without it no page is known to be unchanged.
@@ -80,23 +95,13 @@ impl Default for Options {
     }
 }
 
-/// What the encoder is at.
+/// How far the encoder has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// Comparing pages.
-    Compare {
-        /// Pages compared.
-        done: u64,
-        /// Pages to compare.
-        total: u64,
-    },
-    /// Compressing and writing literal pages.
-    Compress {
-        /// Pages written.
-        done: u64,
-        /// Pages to write.
-        total: u64,
-    },
+pub struct Progress {
+    /// Pages that are done with.
+    pub done: u64,
+    /// All pages.
+    pub total: u64,
 }
 
 /// What came out.
@@ -124,6 +129,8 @@ pub struct Summary {
     pub zero_pages: u64,
     /// The ones that are the same as another page of the base.
     pub base_pages: u64,
+    /// The ones that are the same as a page in a segment.
+    pub repeated_pages: u64,
     /// The ones that are in segments.
     pub literal_pages: u64,
 }
@@ -147,6 +154,12 @@ pub enum EncodeError {
         /// The page.
         at: PageAt,
     },
+    /// The changed pages are not listed in the order of their places.
+    #[error("{at} is listed twice or too late among the changed pages")]
+    Order {
+        /// The page.
+        at: PageAt,
+    },
     /// Something is over a limit of the format.
     #[error("{what} is {found}, the limit is {limit}")]
     Limit {
@@ -157,7 +170,7 @@ pub enum EncodeError {
         /// How much there may be.
         limit: u64,
     },
-    /// There is no such zstd level.
+    /// There is no such level.
     #[error("compression level {level} is not one of {} to {}", LEVELS.start(), LEVELS.end())]
     Level {
         /// The level.
@@ -207,8 +220,8 @@ fn check_limit(what: &'static str, found: usize, limit: usize) -> Result<(), Enc
     Ok(())
 }
 
-/// Encodes a delta into `out`, which begins where the overlay file begins and is empty behind
-/// that. `out` is best an unfinished file that is given its name when this has returned.
+/// Encodes a delta into `out`, where the overlay file begins at the place it stands at and is empty
+/// behind that. `out` is best an unfinished file that is given its name when this has returned.
 /// `progress` is called on the calling thread.
 ///
 /// # Errors
@@ -223,90 +236,161 @@ pub fn encode<W: Write + Seek>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Summary, EncodeError> {
     let spaces = check_spec(spec)?;
-    let level = options.level;
-    if !LEVELS.contains(&level) {
-        return Err(EncodeError::Level { level });
-    }
-    let threads = parallel::threads(options.threads);
-
-    let listed = plan::list_pages(&spaces, spec.early, spec.rest)?;
-    let classes = classify::classify(&listed, &spaces, pages, base, threads, progress)?;
-    let plan = Plan::new(listed, &classes);
-    drop(classes);
-    check_limit(
-        "the number of segments",
-        plan.segments.len(),
-        to_usize(SEGMENTS_MAX),
-    )?;
-    let runs = plan.literal.len() + plan.derived.len();
-    check_limit(
-        "the number of runs of changed pages",
-        runs,
-        to_usize(RUNS_MAX),
-    )?;
-
-    let mut compressor = Compressor::new(level).map_err(EncodeError::Compress)?;
-    let mut part = |raw: &[u8]| {
-        StoredPart::compress(&mut compressor, raw, &mut Vec::new()).map_err(EncodeError::Compress)
-    };
-    let state = part(spec.state)?;
-    let run_table = part(&run_table(&plan.literal, &plan.derived))?;
-    let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-    let tables = Tables {
-        base: spec.base,
+    check_level(options)?;
+    let mut parts = PartEncoder::new(options.level);
+    let (state, _) = parts
+        .encode(spec.state.to_vec(), Vec::new())
+        .map_err(EncodeError::Compress)?;
+    let mut file = FileSink::new(out, state).map_err(EncodeError::Write)?;
+    let delta = Delta {
         spaces: &spaces,
-        meta: spec.meta,
-        literal_runs: count(plan.literal.len()),
-        derived_runs: count(plan.derived.len()),
-        run_table: &run_table,
-        state: &state,
-        early_segments: count(plan.early_segments),
+        early: spec.early,
+        changed: spec.changed,
+        pages,
+        base,
     };
-
-    let (segments, prefix) = write_file(&tables, &plan, pages, (level, threads), out, progress)?;
-    let early = &segments[..plan.early_segments];
+    let counts = delta.send(&mut file, options, progress)?;
+    let (prefix, early_bytes) = file.finish(spec.base, &spaces, spec.meta, parts)?;
     Ok(Summary {
         id: prefix.id(),
         total_bytes: prefix.total_bytes(),
         index_bytes: prefix.index_bytes(),
         state_stored_bytes: prefix.state_stored_bytes(),
-        early_bytes: early
-            .iter()
-            .map(|segment| u64::from(segment.stored_bytes))
-            .sum(),
+        early_bytes,
         segments: prefix.segments(),
         early_segments: prefix.early_segments(),
-        ..plan.summary(prefix.id())
+        listed_pages: counts.listed(),
+        unchanged_pages: counts.unchanged,
+        zero_pages: counts.zero,
+        base_pages: counts.base,
+        repeated_pages: counts.repeated,
+        literal_pages: counts.literal,
     })
 }
 
-/// Writes all parts of the file, prefix and index last, into the place left for them. `effort` is
-/// the level and the number of threads.
-fn write_file<W: Write + Seek>(
-    tables: &Tables<'_>,
-    plan: &Plan,
-    pages: &dyn PageReader,
-    effort: (i32, usize),
-    out: &mut W,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<(Vec<SegmentEntry>, Prefix), EncodeError> {
-    let start = out.stream_position().map_err(EncodeError::Write)?;
-    let head_bytes = crate::PREFIX_BYTES + tables.index_bytes(plan.segments.len());
-    let first_part = start + to_u64(head_bytes);
-    out.seek(SeekFrom::Start(first_part))
-        .map_err(EncodeError::Write)?;
-    out.write_all(&tables.state.bytes)
-        .map_err(EncodeError::Write)?;
-    let segments = write_segments(plan, pages, effort, out, progress)?;
-    let (head, prefix) = tables.head(&segments).map_err(EncodeError::Format)?;
-    write_trailer(out, &prefix).map_err(EncodeError::Write)?;
-    out.seek(SeekFrom::Start(start))
-        .map_err(EncodeError::Write)?;
-    out.write_all(&head).map_err(EncodeError::Write)?;
-    out.seek(SeekFrom::Start(start + prefix.total_bytes()))
-        .map_err(EncodeError::Write)?;
-    out.flush().map_err(EncodeError::Write)?;
-    Ok((segments, prefix))
+fn check_level(options: Options) -> Result<(), EncodeError> {
+    let level = options.level;
+    if LEVELS.contains(&level) {
+        Ok(())
+    } else {
+        Err(EncodeError::Level { level })
+    }
+}
+
+/// Pages on their way to a sink.
+#[derive(Clone, Copy)]
+struct Delta<'a> {
+    spaces: &'a [SpaceSize],
+    early: &'a [PageAt],
+    changed: &'a dyn ChangedPages,
+    pages: &'a dyn PageReader,
+    base: Option<BaseContent<'a>>,
+}
+
+impl Delta<'_> {
+    /// Sends all of them, the early ones first.
+    fn send(
+        self,
+        sink: &mut dyn Sink,
+        options: Options,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Counts, EncodeError> {
+        let pool = Pool::default();
+        let reader = Reader {
+            spaces: self.spaces,
+            pages: self.pages,
+            base: self.base,
+            level: options.level,
+            pool: &pool,
+        };
+        let threads = parallel::threads(options.threads);
+        let mut planner = Planner::new(sink, &pool, self.changed.pages(), progress);
+        stages::run(
+            threads,
+            &reader,
+            Jobs::new(self.early_spans()),
+            &mut planner,
+        )?;
+        let done = planner.end_early();
+        let rest = Jobs::new(self.other_spans(&done));
+        stages::run(threads, &reader, rest, &mut planner)?;
+        planner.end()?;
+        Ok(planner.counts)
+    }
+
+    /// The early pages once each, in the order in which they are needed.
+    fn early_spans(&self) -> impl Iterator<Item = Result<PageSpan, EncodeError>> + '_ {
+        let mut seen = HashSet::new();
+        let first = self.early.iter().filter(move |at| seen.insert(**at));
+        first.map(|at| {
+            self.check(&PageSpan {
+                first: *at,
+                pages: 1,
+            })
+        })
+    }
+
+    /// The changed pages but for those that are `done`, checked as they come.
+    fn other_spans<'b>(
+        &'b self,
+        done: &'b HashSet<PageAt>,
+    ) -> impl Iterator<Item = Result<PageSpan, EncodeError>> + 'b {
+        let mut end: Option<PageAt> = None;
+        let ordered = self.changed.spans().map(move |span| {
+            let at = span.first;
+            if end.is_some_and(|end| at < end) {
+                return Err(EncodeError::Order { at });
+            }
+            end = Some(at.plus(span.pages));
+            self.check(&span)
+        });
+        ordered.flat_map(move |span| {
+            let (pieces, error) = match span {
+                Ok(span) => (Some(without(span, done)), None),
+                Err(error) => (None, Some(Err(error))),
+            };
+            pieces.into_iter().flatten().map(Ok).chain(error)
+        })
+    }
+
+    fn check(&self, span: &PageSpan) -> Result<PageSpan, EncodeError> {
+        let size = self
+            .spaces
+            .iter()
+            .find(|size| size.space == span.first.space);
+        let pages = size.map_or(0, |size| size.pages);
+        if span.end() <= pages {
+            return Ok(*span);
+        }
+        let outside = span.first.page.max(pages);
+        Err(EncodeError::NoSuchPage {
+            at: PageAt {
+                space: span.first.space,
+                page: outside,
+            },
+        })
+    }
+}
+
+/// The parts of a span that are not `done`.
+fn without(span: PageSpan, done: &HashSet<PageAt>) -> impl Iterator<Item = PageSpan> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        if done.is_empty() {
+            return (std::mem::replace(&mut at, span.pages) == 0 && span.pages > 0).then_some(span);
+        }
+        while at < span.pages && done.contains(&span.first.plus(at)) {
+            at += 1;
+        }
+        let start = at;
+        while at < span.pages && !done.contains(&span.first.plus(at)) {
+            at += 1;
+        }
+        (at > start).then(|| PageSpan {
+            first: span.first.plus(start),
+            pages: at - start,
+        })
+    })
 }
 
 /// Checks the spec against the limits of the format; gives the spaces in order.
@@ -336,92 +420,6 @@ fn check_spec(spec: &DeltaSpec<'_>) -> Result<Vec<SpaceSize>, EncodeError> {
         }
     }
     Ok(spaces)
-}
-
-/// What a thread needs to compress segments.
-struct Worker {
-    level: i32,
-    /// Made for the first segment, where a failure has somewhere to go.
-    compressor: Option<Compressor<'static>>,
-    raw: Vec<u8>,
-    stored: Vec<u8>,
-}
-
-impl Worker {
-    fn new(level: i32) -> Self {
-        Self {
-            level,
-            compressor: None,
-            raw: vec![0; SEGMENT_BYTES_MAX],
-            stored: Vec::new(),
-        }
-    }
-
-    /// Compresses the first `bytes` bytes of `raw`.
-    fn compress(&mut self, bytes: usize) -> io::Result<StoredPart> {
-        let compressor = match &mut self.compressor {
-            Some(compressor) => compressor,
-            none => none.insert(Compressor::new(self.level)?),
-        };
-        StoredPart::compress(compressor, &self.raw[..bytes], &mut self.stored)
-    }
-}
-
-/// Compresses and writes all segments; gives their entries in the index.
-fn write_segments<W: Write>(
-    plan: &Plan,
-    pages: &dyn PageReader,
-    (level, threads): (i32, usize),
-    out: &mut W,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Vec<SegmentEntry>, EncodeError> {
-    let mut entries = Vec::with_capacity(plan.segments.len());
-    let mut done = 0;
-    let total = plan.literal_pages;
-    progress(Progress::Compress { done, total });
-    parallel::ordered(
-        threads,
-        plan.segments.len(),
-        || Worker::new(level),
-        |worker, number| compress_segment(plan, number, pages, worker),
-        |number, part: StoredPart| {
-            out.write_all(&part.bytes).map_err(EncodeError::Write)?;
-            // A segment has at most SEGMENT_PAGES runs and SEGMENT_BYTES_MAX bytes.
-            entries.push(SegmentEntry {
-                stored_bytes: u32::try_from(part.bytes.len()).unwrap_or(u32::MAX),
-                runs: u16::try_from(plan.segments[number].len()).unwrap_or(u16::MAX),
-                codec: part.codec,
-                hash: part.hash,
-            });
-            done += to_u64(part.raw_bytes / PAGE_BYTES);
-            progress(Progress::Compress { done, total });
-            Ok(())
-        },
-    )?;
-    Ok(entries)
-}
-
-fn compress_segment(
-    plan: &Plan,
-    number: usize,
-    pages: &dyn PageReader,
-    worker: &mut Worker,
-) -> Result<StoredPart, EncodeError> {
-    let mut used = 0;
-    for run in &plan.literal[plan.segments[number].clone()] {
-        // Segments were cut to at most SEGMENT_PAGES.
-        let end = used + usize::try_from(run.pages).unwrap_or(usize::MAX) * PAGE_BYTES;
-        let (first, count) = (run.first, run.pages);
-        pages
-            .read_run(first, &mut worker.raw[used..end])
-            .map_err(|source| EncodeError::Read {
-                first,
-                pages: count,
-                source,
-            })?;
-        used = end;
-    }
-    worker.compress(used).map_err(EncodeError::Compress)
 }
 
 #[cfg(test)]

@@ -2,16 +2,18 @@
 
 use std::ops::Range;
 
+use super::parse::{
+    check_overlap, further_places, literal_run, parse_derived_runs, parse_literal_runs,
+    parse_segments, parse_spaces,
+};
 use super::prefix::run_table_raw;
 use super::{
-    Codec, DERIVED_RUN_BYTES, EARLY_SEGMENT_PAGES, FormatError, KIND_BASE_DISK, KIND_BASE_PAGE,
-    KIND_EARLIER_PAGE, KIND_LITERAL, KIND_ZERO, LITERAL_RUN_BYTES, Place, Prefix,
-    SEGMENT_ENTRY_BYTES, SEGMENT_PAGES, SPACE_ENTRY_BYTES, TRAILER_BYTES,
+    Codec, FormatError, LITERAL_RUN_BYTES, Place, Prefix, SEGMENT_ENTRY_BYTES, SPACE_ENTRY_BYTES,
 };
-use crate::bytes::{array_at, to_u64, to_usize, u16_at, u32_at, u64_at};
-use crate::decode::decompress;
+use crate::bytes::{to_u64, to_usize};
+use crate::codec::decompress;
 use crate::digest::Digest;
-use crate::page::{PAGE_BYTES, PageAt, SPACE_PAGES_MAX, Space, SpaceSize};
+use crate::page::{PAGE_BYTES, PageAt, Space, SpaceSize};
 
 /// Number of a segment in its overlay, from 0 in the order of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,7 +32,12 @@ pub struct Segment {
     pub codec: Codec,
     /// Hash of the stored bytes.
     pub hash: Digest,
-    runs: Range<u32>,
+    /// Number of its first slot, counted through all segments.
+    pub(super) slot: u32,
+    /// Its own places, in the list of all.
+    pub(super) runs: Range<u32>,
+    /// The further places of its slots, in the list of all.
+    pub(super) further: Range<u32>,
 }
 
 impl Segment {
@@ -48,8 +55,8 @@ pub enum PageContent {
     Unchanged,
     /// All bytes are zero.
     Zero,
-    /// The base's page of this number in the same space.
-    BasePage(u64),
+    /// This page of the base.
+    BasePage(PageAt),
     /// A segment of the overlay.
     Literal {
         /// The segment.
@@ -65,8 +72,8 @@ pub enum PageContent {
 pub enum RunSource {
     /// All bytes are zero.
     Zero,
-    /// The base's pages from this number on in the same space.
-    BasePages(u64),
+    /// The base's pages from this one on.
+    BasePages(PageAt),
     /// A segment of the overlay.
     Literal {
         /// The segment.
@@ -89,16 +96,20 @@ pub struct Run {
 
 impl Run {
     /// The page number after the last page.
-    fn end(&self) -> u64 {
+    pub(super) fn end(&self) -> u64 {
         self.first.page + self.pages
     }
 }
 
-/// The pages of one literal run, as a segment holds them.
-#[derive(Clone, Copy, Debug)]
-struct SegmentRun {
-    first: PageAt,
-    pages: u32,
+/// Contiguous pages that contiguous slots of one segment go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The first page.
+    pub first: PageAt,
+    /// Place of the first slot in the decoded segment, in pages.
+    pub slot: u32,
+    /// Number of pages, at least 1.
+    pub pages: u32,
 }
 
 /// A checked index. Lookups are binary searches over the runs, sorted by place.
@@ -106,14 +117,17 @@ struct SegmentRun {
 pub struct Index {
     spaces: Vec<SpaceSize>,
     segments: Vec<Segment>,
-    segment_runs: Vec<SegmentRun>,
+    /// A place for each slot, in the order of the slots.
+    own_places: Vec<Placement>,
+    /// The other places of slots, in the order of the slots too.
+    further_places: Vec<Placement>,
     runs: Vec<Run>,
     meta: Vec<u8>,
     early_segments: u32,
 }
 
 impl Index {
-    /// Parses the index that follows the prefix: [`Prefix::index_bytes`] bytes.
+    /// Parses the index: the [`Prefix::index_bytes`] bytes at [`Prefix::index_offset`].
     ///
     /// # Errors
     /// The hash is wrong, or anything in it breaks a rule of the format (see the
@@ -141,20 +155,24 @@ impl Index {
         let mut raw = vec![0; run_table_raw(prefix.literal_runs, prefix.derived_runs)];
         decompress(Place::RunTable, prefix.run_table_codec, table, &mut raw)?;
         let (literal, derived) = raw.split_at(to_usize(prefix.literal_runs) * LITERAL_RUN_BYTES);
-        let segment_runs = parse_literal_runs(&spaces, literal)?;
-        let segments = parse_segments(prefix, segments, &segment_runs)?;
-        let mut runs = Vec::with_capacity(segment_runs.len() + to_usize(prefix.derived_runs));
+        let mut own_places = parse_literal_runs(&spaces, literal)?;
+        let mut segments = parse_segments(prefix, segments, &mut own_places)?;
+        let mut runs = Vec::with_capacity(own_places.len() + to_usize(prefix.derived_runs));
         for (number, segment) in (0..).zip(&segments) {
-            push_literal_runs(&mut runs, SegmentId(number), segment, &segment_runs);
+            let places = &own_places[to_usize(segment.runs.start)..to_usize(segment.runs.end)];
+            let id = SegmentId(number);
+            runs.extend(places.iter().map(|place| literal_run(id, place)));
         }
-        parse_derived_runs(&spaces, prefix.literal_runs, derived, &mut runs)?;
+        let further = parse_derived_runs(prefix, &spaces, &segments, derived, &mut runs)?;
+        let further_places = further_places(&mut segments, further);
         runs.sort_unstable_by_key(|run| run.first);
         check_overlap(&runs)?;
         let (meta, early_segments) = (meta.to_vec(), prefix.early_segments);
         Ok(Self {
             spaces,
             segments,
-            segment_runs,
+            own_places,
+            further_places,
             runs,
             meta,
             early_segments,
@@ -197,13 +215,17 @@ impl Index {
         self.early_segments
     }
 
-    /// The runs of contiguous pages in a segment, in the order in which the decoded segment has
-    /// them. Nothing for a segment that does not exist.
-    pub fn segment_runs(&self, id: SegmentId) -> impl Iterator<Item = (PageAt, usize)> + '_ {
-        let runs = self.segment(id).map_or(&[][..], |segment| {
-            &self.segment_runs[to_usize(segment.runs.start)..to_usize(segment.runs.end)]
+    /// Where the slots of a segment go: first each slot's own place, in the order of the slots, then
+    /// the further ones. Nothing for a segment that does not exist.
+    pub fn segment_places(&self, id: SegmentId) -> impl Iterator<Item = Placement> + '_ {
+        let (own, further) = self.segment(id).map_or((0..0, 0..0), |segment| {
+            (segment.runs.clone(), segment.further.clone())
         });
-        runs.iter().map(|run| (run.first, to_usize(run.pages)))
+        let inside = |range: Range<u32>| to_usize(range.start)..to_usize(range.end);
+        let own = &self.own_places[inside(own)];
+        own.iter()
+            .chain(&self.further_places[inside(further)])
+            .copied()
     }
 
     /// All runs, sorted by place. No two of them have a page in common.
@@ -243,7 +265,7 @@ impl Index {
         let inside = at.page - run.first.page;
         Some(match run.source {
             RunSource::Zero => PageContent::Zero,
-            RunSource::BasePages(first) => PageContent::BasePage(first + inside),
+            RunSource::BasePages(first) => PageContent::BasePage(first.plus(inside)),
             RunSource::Literal { segment, slot } => {
                 // Inside a segment, so far below 2^32.
                 let inside = u32::try_from(inside).unwrap_or(u32::MAX);
@@ -254,219 +276,4 @@ impl Index {
             }
         })
     }
-}
-
-fn parse_spaces(bytes: &[u8]) -> Result<Vec<SpaceSize>, FormatError> {
-    let mut spaces: Vec<SpaceSize> = Vec::with_capacity(bytes.len() / SPACE_ENTRY_BYTES);
-    for (entry, bytes) in (0..).zip(bytes.chunks_exact(SPACE_ENTRY_BYTES)) {
-        let code = bytes[0];
-        if bytes[1..8] != [0; 7] {
-            return Err(FormatError::Reserved {
-                place: Place::Index,
-            });
-        }
-        let space = Space::from_code(code)
-            .filter(|space| spaces.last().is_none_or(|last| last.space < *space))
-            .ok_or(FormatError::SpaceCode { entry, code })?;
-        let (pages, base_pages) = (u64_at(bytes, 8), u64_at(bytes, 16));
-        for found in [pages, base_pages] {
-            if found > SPACE_PAGES_MAX {
-                let what = "the size of a space in pages";
-                return Err(FormatError::Limit {
-                    what,
-                    found,
-                    limit: SPACE_PAGES_MAX,
-                });
-            }
-        }
-        spaces.push(SpaceSize {
-            space,
-            pages,
-            base_pages,
-        });
-    }
-    Ok(spaces)
-}
-
-/// A run as both tables have it: kind, size of its space, first page, length.
-fn parse_run<'a>(
-    spaces: &'a [SpaceSize],
-    run: u32,
-    bytes: &[u8],
-) -> Result<(u8, &'a SpaceSize, PageAt, u64), FormatError> {
-    let code = bytes[6];
-    let size = Space::from_code(code)
-        .and_then(|space| spaces.iter().find(|size| size.space == space))
-        .ok_or(FormatError::RunSpace { run, code })?;
-    let first = PageAt {
-        space: size.space,
-        page: u64::from(u32_at(bytes, 0)),
-    };
-    let pages = u64::from(u16_at(bytes, 4)) + 1;
-    if first.page + pages > size.pages {
-        return Err(FormatError::RunEnd { run, first, pages });
-    }
-    Ok((bytes[7], size, first, pages))
-}
-
-fn parse_literal_runs(spaces: &[SpaceSize], bytes: &[u8]) -> Result<Vec<SegmentRun>, FormatError> {
-    let mut runs = Vec::with_capacity(bytes.len() / LITERAL_RUN_BYTES);
-    for (run, bytes) in (0..).zip(bytes.chunks_exact(LITERAL_RUN_BYTES)) {
-        let (kind, _, first, pages) = parse_run(spaces, run, bytes)?;
-        if kind != KIND_LITERAL {
-            return Err(FormatError::Kind { run, kind });
-        }
-        // At most 2^16.
-        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
-        runs.push(SegmentRun { first, pages });
-    }
-    Ok(runs)
-}
-
-fn parse_derived_runs(
-    spaces: &[SpaceSize],
-    number_first: u32,
-    bytes: &[u8],
-    runs: &mut Vec<Run>,
-) -> Result<(), FormatError> {
-    for (run, bytes) in (number_first..).zip(bytes.chunks_exact(DERIVED_RUN_BYTES)) {
-        let (kind, size, first, pages) = parse_run(spaces, run, bytes)?;
-        let source_page = u64::from(u32_at(bytes, 8));
-        let source = match kind {
-            KIND_ZERO if source_page == 0 => RunSource::Zero,
-            KIND_ZERO => {
-                return Err(FormatError::Reserved {
-                    place: Place::RunTable,
-                });
-            }
-            KIND_BASE_PAGE => {
-                let base_pages = size.base_pages;
-                if source_page + pages > base_pages {
-                    let space = size.space;
-                    return Err(FormatError::Source {
-                        run,
-                        space,
-                        source_page,
-                        pages,
-                        base_pages,
-                    });
-                }
-                RunSource::BasePages(source_page)
-            }
-            KIND_BASE_DISK => {
-                return Err(FormatError::UnsupportedKind {
-                    run,
-                    name: "same as a base disk block",
-                });
-            }
-            KIND_EARLIER_PAGE => {
-                return Err(FormatError::UnsupportedKind {
-                    run,
-                    name: "same as an earlier page",
-                });
-            }
-            _ => return Err(FormatError::Kind { run, kind }),
-        };
-        runs.push(Run {
-            first,
-            pages,
-            source,
-        });
-    }
-    Ok(())
-}
-
-fn parse_segments(
-    prefix: &Prefix,
-    bytes: &[u8],
-    runs: &[SegmentRun],
-) -> Result<Vec<Segment>, FormatError> {
-    let mut segments = Vec::with_capacity(bytes.len() / SEGMENT_ENTRY_BYTES);
-    let mut offset = prefix.segments_offset();
-    let mut run_next: u32 = 0;
-    for (segment, bytes) in (0..).zip(bytes.chunks_exact(SEGMENT_ENTRY_BYTES)) {
-        if bytes[7] != 0 {
-            return Err(FormatError::Reserved {
-                place: Place::Index,
-            });
-        }
-        let count = u32::from(u16_at(bytes, 4));
-        // Below 2^32: run_next is at most the number of runs, which is at most RUNS_MAX.
-        let mine = run_next..run_next + count;
-        let listed = runs
-            .get(to_usize(mine.start)..to_usize(mine.end))
-            .unwrap_or(&[]);
-        let pages: u64 = listed.iter().map(|run| u64::from(run.pages)).sum();
-        let early = segment < prefix.early_segments;
-        let pages_max = to_u64(if early {
-            EARLY_SEGMENT_PAGES
-        } else {
-            SEGMENT_PAGES
-        });
-        if pages == 0 || pages > pages_max {
-            return Err(FormatError::SegmentRuns {
-                segment,
-                runs: count,
-                pages,
-            });
-        }
-        // Both at most SEGMENT_PAGES and SEGMENT_BYTES_MAX here.
-        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
-        let raw = u32::try_from(to_usize(pages) * PAGE_BYTES).unwrap_or(u32::MAX);
-        let stored_bytes = u32_at(bytes, 0);
-        let codec = Codec::check(Place::Segment(segment), bytes[6], stored_bytes, raw)?;
-        let hash = Digest(array_at(bytes, 8));
-        run_next = mine.end;
-        segments.push(Segment {
-            offset,
-            stored_bytes,
-            pages,
-            codec,
-            hash,
-            runs: mine,
-        });
-        offset += u64::from(stored_bytes);
-    }
-    let count = prefix.literal_runs - run_next;
-    if count != 0 {
-        return Err(FormatError::LooseRuns { count });
-    }
-    let (expected, found) = (offset + to_u64(TRAILER_BYTES), prefix.total_bytes);
-    if expected != found {
-        return Err(FormatError::Length {
-            place: Place::Prefix,
-            expected,
-            found,
-        });
-    }
-    Ok(segments)
-}
-
-fn push_literal_runs(
-    runs: &mut Vec<Run>,
-    id: SegmentId,
-    segment: &Segment,
-    segment_runs: &[SegmentRun],
-) {
-    let mut slot = 0;
-    for run in &segment_runs[to_usize(segment.runs.start)..to_usize(segment.runs.end)] {
-        let source = RunSource::Literal { segment: id, slot };
-        runs.push(Run {
-            first: run.first,
-            pages: u64::from(run.pages),
-            source,
-        });
-        slot += run.pages;
-    }
-}
-
-/// Sorted runs must not have a page in common.
-fn check_overlap(runs: &[Run]) -> Result<(), FormatError> {
-    for pair in runs.windows(2) {
-        let (one, next) = (&pair[0], &pair[1]);
-        if one.first.space == next.first.space && next.first.page < one.end() {
-            return Err(FormatError::Overlap { at: next.first });
-        }
-    }
-    Ok(())
 }

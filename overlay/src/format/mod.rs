@@ -4,28 +4,43 @@
 //!
 //! ```text
 //! prefix     PREFIX_BYTES; see `prefix.rs`. Its BLAKE3 is the overlay's name
+//! state      one part of opaque bytes: the machine state
+//! segments   slots, a page each; first the early ones in the order in which they are needed
 //! index      spaces      24 bytes each: code u8, 7 zero, pages u64, pages of the base u64
 //!            segments    40 bytes each: stored length u32, runs u16, codec u8, zero u8, BLAKE3
 //!            run table   compressed by itself, raw: literal runs, then derived runs
 //!              literal    8 bytes each: page u32, pages - 1 u16, space u8, kind u8
-//!              derived   12 bytes each: page u32, pages - 1 u16, space u8, kind u8, source u32
+//!              derived   16 bytes each: page u32, pages - 1 u16, space u8, kind u8,
+//!                        source u32, space of the source u8, 3 zero
 //!            meta        opaque bytes of whoever made the overlay
-//! state      one segment of opaque bytes: the machine state
-//! segments   literal pages; first the early ones in the order in which they are needed
 //! trailer    TRAILER_BYTES: magic, length of the file, BLAKE3 of the prefix
 //! ```
 //!
+//! A segment stands alone: whoever makes one needs to know nothing of those that follow, and its
+//! hash covers its payload. So the index, which says where the slots go, comes last, and a file is
+//! written in one pass. The prefix, written when all else is there, has the hash of the index: with
+//! the prefix and the index, the end of the file but for the trailer, every other byte can be
+//! verified on its own.
+//!
 //! Literal runs stand in the order of the segments they are in, so that neither segment nor slot
 //! is written down: segment n takes the next `runs` of them, and its raw length is the sum of
-//! their pages. In the same way a segment begins where the one before it ends. What is not
-//! written cannot be wrong; what is written is checked by [`Prefix::parse`] and [`Index::parse`]:
-//! a page is in at most one run and inside its space, a source is inside the base, lengths are
-//! inside the limits below and add up to the length of the file.
+//! their pages. In the same way a segment begins where the one before it ends. Slots are numbered
+//! through all segments. A derived run is one of these kinds:
 //!
-//! The kind byte has room for sources that this version does not use: a block of a base disk,
-//! and an earlier page of the same overlay. They are refused by name.
+//! | kind | contents | source |
+//! | --- | --- | --- |
+//! | 2 | zero | 0 |
+//! | 3 | pages of the base, of any space | page number in the space of the source |
+//! | 4 | slots of one segment, which so have a further place | number of the first slot |
+//! | 5 | reserved: slots of a parent, which is an overlay that this one is a delta against | |
+//!
+//! What is not written cannot be wrong; what is written is checked by [`Prefix::parse`] and
+//! [`Index::parse`]: a page is in at most one run and inside its space, a source is inside the base
+//! or a segment, lengths are inside the limits below and add up to the length of the file. So
+//! whoever applies an overlay writes each page of its spaces at most once, whatever the index says.
 
 mod index;
+mod parse;
 mod prefix;
 mod tables;
 
@@ -34,18 +49,19 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::page::{PAGE_BYTES, PageAt, Space};
+use crate::page::{PAGE_BYTES, PageAt};
 
-pub use index::{Index, PageContent, Run, RunSource, Segment, SegmentId};
+pub use index::{Index, PageContent, Placement, Run, RunSource, Segment, SegmentId};
 pub use prefix::{Prefix, check_trailer};
-pub(crate) use tables::{DerivedRun, LiteralRun, SegmentEntry, Tables, run_table, write_trailer};
+pub use tables::{DerivedRun, DerivedSource};
+pub(crate) use tables::{RunTable, SegmentEntry, Tables, write_trailer};
 
 /// First eight bytes of an overlay file.
 pub const MAGIC: [u8; 8] = *b"CLDOVLY\n";
 /// First eight bytes of the trailer.
 pub const TRAILER_MAGIC: [u8; 8] = *b"CLDOEND\n";
 /// Version of the layout that this code writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Length of the prefix in bytes.
 pub const PREFIX_BYTES: usize = 160;
 /// Length of the trailer in bytes.
@@ -54,7 +70,7 @@ pub const TRAILER_BYTES: usize = 48;
 /// Most segments in an overlay: 1 TiB in segments of 1 MiB.
 pub const SEGMENTS_MAX: u32 = 1 << 20;
 /// Most runs of pages in an overlay, of both kinds together. Bounds what reading an index takes
-/// in memory to some 200 MB in the worst case; a guest of 32 GiB in which every second page has
+/// in memory to some 350 MB in the worst case; a guest of 32 GiB in which every second page has
 /// changed stays below it.
 pub const RUNS_MAX: u32 = 1 << 22;
 /// Most pages in one derived run; longer ones are split.
@@ -73,15 +89,14 @@ pub const META_BYTES_MAX: usize = 1 << 20;
 pub(crate) const SPACE_ENTRY_BYTES: usize = 24;
 pub(crate) const SEGMENT_ENTRY_BYTES: usize = 40;
 pub(crate) const LITERAL_RUN_BYTES: usize = 8;
-pub(crate) const DERIVED_RUN_BYTES: usize = 12;
+pub(crate) const DERIVED_RUN_BYTES: usize = 16;
 
 pub(crate) const KIND_LITERAL: u8 = 1;
 pub(crate) const KIND_ZERO: u8 = 2;
 pub(crate) const KIND_BASE_PAGE: u8 = 3;
-/// Reserved: same content as a block of a disk of the base.
-pub(crate) const KIND_BASE_DISK: u8 = 4;
-/// Reserved: same content as a page that an earlier segment holds.
-pub(crate) const KIND_EARLIER_PAGE: u8 = 5;
+pub(crate) const KIND_SLOT: u8 = 4;
+/// Reserved: same content as a slot of a parent.
+pub(crate) const KIND_PARENT_SLOT: u8 = 5;
 
 /// How a part of the file is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +171,10 @@ pub enum FormatError {
     #[error("not an overlay file (wrong magic)")]
     Magic,
     /// The layout has a version that this code does not know.
-    #[error("overlay format version {found}, this program reads version {FORMAT_VERSION}")]
+    #[error(
+        "overlay format version {found}, this program reads version {FORMAT_VERSION}: make the \
+         overlay anew with `cloudlet overlay create`"
+    )]
     Version {
         /// The version found.
         found: u32,
@@ -243,20 +261,41 @@ pub enum FormatError {
     },
     /// A run says to be the same as pages that the base does not have.
     #[error(
-        "run {run} is the same as {pages} pages from {source_page:#x} of the base's {space}, \
-             which has {base_pages}"
+        "run {run} is the same as {pages} pages from {first} of the base, which has {base_pages}"
     )]
     Source {
         /// Number of the run in the table.
         run: u32,
-        /// The space.
-        space: Space,
         /// First page of the source.
-        source_page: u64,
+        first: PageAt,
         /// Length in pages.
         pages: u64,
         /// Pages that the base has in this space.
         base_pages: u64,
+    },
+    /// A run says to be the same as pages of a space that the base does not have.
+    #[error("run {run} has its source in a space with code {code}, which the base does not have")]
+    SourceSpace {
+        /// Number of the run in the table.
+        run: u32,
+        /// The code found.
+        code: u8,
+    },
+    /// A run is a further place of slots that are not all in one segment.
+    #[error("run {run} is the same as {pages} slots from {slot}, which are not in one segment")]
+    Slot {
+        /// Number of the run in the table.
+        run: u32,
+        /// The first slot.
+        slot: u32,
+        /// Length in pages.
+        pages: u64,
+    },
+    /// The overlay is a delta against other overlays, which a later version may know.
+    #[error("this overlay stands on {count} others, which this program does not support")]
+    UnsupportedParents {
+        /// How many.
+        count: u8,
     },
     /// A segment has no runs, more pages than its part of the file allows, or more runs than are
     /// left in the table.

@@ -19,7 +19,8 @@
 //!    148      4  raw length of the machine state
 //!    152      1  codec of the run table
 //!    153      1  codec of the machine state
-//!    154      6  zero
+//!    154      1  number of parents: overlays between this one and the base. 0 in this version
+//!    155      5  zero
 //! ```
 
 use super::{
@@ -66,7 +67,10 @@ impl Prefix {
         if version != FORMAT_VERSION {
             return Err(FormatError::Version { found: version });
         }
-        if bytes[154..] != [0; 6] {
+        if bytes[154] != 0 {
+            return Err(FormatError::UnsupportedParents { count: bytes[154] });
+        }
+        if bytes[155..] != [0; 5] {
             return Err(FormatError::Reserved {
                 place: Place::Prefix,
             });
@@ -92,7 +96,7 @@ impl Prefix {
             STATE_BYTES_MAX,
         )?;
         let (run_table_stored, state_stored) = (u32_at(bytes, 140), u32_at(bytes, 144));
-        // At most RUNS_MAX * 12, which fits.
+        // At most RUNS_MAX * 16, which fits.
         let table_raw = run_table_raw(literal_runs, derived_runs);
         let table_raw = u32::try_from(table_raw).unwrap_or(u32::MAX);
         let prefix = Self {
@@ -118,7 +122,7 @@ impl Prefix {
             state_codec: Codec::check(Place::State, bytes[153], state_stored, state_raw)?,
             state_hash: Digest(array_at(bytes, 80)),
         };
-        let least = prefix.segments_offset() + to_u64(TRAILER_BYTES);
+        let least = prefix.segments_offset() + prefix.index_bytes() + to_u64(TRAILER_BYTES);
         if prefix.total_bytes < least {
             let (expected, found) = (least, prefix.total_bytes);
             return Err(FormatError::Length {
@@ -148,8 +152,8 @@ impl Prefix {
         self.total_bytes
     }
 
-    /// Length of the index, which begins at [`PREFIX_BYTES`]. Bounded by the limits to about
-    /// 90 MB, so that it can be read in one piece.
+    /// Length of the index. Bounded by the limits to about 110 MB, so that it can be read in one
+    /// piece.
     #[must_use]
     pub fn index_bytes(&self) -> u64 {
         let spaces = u64::from(self.spaces) * to_u64(SPACE_ENTRY_BYTES);
@@ -157,10 +161,18 @@ impl Prefix {
         spaces + segments + u64::from(self.run_table_stored) + u64::from(self.meta_bytes)
     }
 
+    /// Offset of the index in the file: it ends where the trailer begins.
+    #[must_use]
+    pub fn index_offset(&self) -> u64 {
+        // `parse` has checked that the file is long enough.
+        self.total_bytes
+            .saturating_sub(self.index_bytes() + to_u64(TRAILER_BYTES))
+    }
+
     /// Offset of the machine state in the file.
     #[must_use]
     pub fn state_offset(&self) -> u64 {
-        to_u64(PREFIX_BYTES) + self.index_bytes()
+        to_u64(PREFIX_BYTES)
     }
 
     /// Length of the machine state as stored, in bytes.
@@ -175,10 +187,16 @@ impl Prefix {
         u64::from(self.state_raw)
     }
 
-    /// Offset of the first segment in the file: all before it is needed to start a VM.
+    /// Offset of the first segment in the file.
     #[must_use]
     pub fn segments_offset(&self) -> u64 {
         self.state_offset() + u64::from(self.state_stored)
+    }
+
+    /// Bytes that are needed to start a VM: all but segments and trailer.
+    #[must_use]
+    pub fn head_bytes(&self) -> u64 {
+        self.segments_offset() + self.index_bytes()
     }
 
     /// Number of segments.
@@ -194,7 +212,7 @@ impl Prefix {
     }
 
     /// The bytes of the prefix and, in the result, its hash. Inverse of [`Prefix::parse`].
-    pub(super) fn to_bytes(&self) -> [u8; PREFIX_BYTES] {
+    pub(crate) fn to_bytes(&self) -> [u8; PREFIX_BYTES] {
         let mut out = [0; PREFIX_BYTES];
         let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &MAGIC);

@@ -2,30 +2,34 @@
 
 use std::io;
 
-use super::prefix::run_table_raw;
 use super::{
-    Codec, KIND_BASE_PAGE, KIND_LITERAL, KIND_ZERO, PREFIX_BYTES, Prefix, SEGMENT_ENTRY_BYTES,
-    SPACE_ENTRY_BYTES, TRAILER_BYTES, TRAILER_MAGIC,
+    Codec, DERIVED_RUN_BYTES, KIND_BASE_PAGE, KIND_LITERAL, KIND_SLOT, KIND_ZERO,
+    LITERAL_RUN_BYTES, Prefix, SEGMENT_ENTRY_BYTES, SPACE_ENTRY_BYTES, TRAILER_BYTES,
+    TRAILER_MAGIC,
 };
-use crate::bytes::{to_u64, to_usize};
-use crate::decode::StoredPart;
+use crate::bytes::to_u64;
+use crate::codec::StoredPart;
 use crate::digest::{BaseId, Digest, OverlayId};
-use crate::page::{PageAt, SpaceSize};
+use crate::page::{PageAt, PageSpan, SpaceSize};
 
-/// Pages that follow each other in their space and in a segment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LiteralRun {
-    pub(crate) first: PageAt,
-    pub(crate) pages: u64,
+/// Where the contents of pages come from that have no slot of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DerivedSource {
+    /// They are zero.
+    Zero,
+    /// The base's pages from this one on.
+    BasePages(PageAt),
+    /// The slots from this number on, all in one segment; counted through all segments.
+    Slots(u32),
 }
 
-/// Pages that no segment holds.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct DerivedRun {
-    pub(crate) first: PageAt,
-    pub(crate) pages: u64,
-    /// First page of the base with the same content; none if the pages are zero.
-    pub(crate) base_page: Option<u64>,
+/// Contiguous pages without slots of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DerivedRun {
+    /// The pages.
+    pub pages: PageSpan,
+    /// Where their contents come from.
+    pub source: DerivedSource,
 }
 
 /// What is known of a segment once it has been compressed.
@@ -37,8 +41,68 @@ pub(crate) struct SegmentEntry {
     pub(crate) hash: Digest,
 }
 
-/// All that goes into prefix and index. The run table is compressed already, so the length of
-/// the index is known before the first segment is compressed.
+/// The run table before compression, as it is collected. Counts, page numbers and spaces are inside
+/// their limits: the encoder has checked the spaces and split the runs.
+#[derive(Debug, Default)]
+pub(crate) struct RunTable {
+    literal: Vec<u8>,
+    derived: Vec<u8>,
+}
+
+impl RunTable {
+    pub(crate) fn push_literal(&mut self, run: &PageSpan) {
+        put_run(&mut self.literal, run, KIND_LITERAL);
+    }
+
+    pub(crate) fn push_derived(&mut self, run: &DerivedRun) {
+        let (kind, source, space) = match run.source {
+            DerivedSource::Zero => (KIND_ZERO, 0, 0),
+            DerivedSource::BasePages(at) => (
+                KIND_BASE_PAGE,
+                page_number(at.page),
+                at.space.code().unwrap_or(u8::MAX),
+            ),
+            DerivedSource::Slots(slot) => (KIND_SLOT, slot, 0),
+        };
+        put_run(&mut self.derived, &run.pages, kind);
+        self.derived.extend_from_slice(&source.to_le_bytes());
+        self.derived.extend_from_slice(&[space, 0, 0, 0]);
+    }
+
+    pub(crate) fn literal_runs(&self) -> u32 {
+        count(self.literal.len() / LITERAL_RUN_BYTES)
+    }
+
+    pub(crate) fn derived_runs(&self) -> u32 {
+        count(self.derived.len() / DERIVED_RUN_BYTES)
+    }
+
+    /// The table in one piece.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        let mut bytes = self.literal;
+        bytes.extend_from_slice(&self.derived);
+        bytes
+    }
+}
+
+fn put_run(out: &mut Vec<u8>, run: &PageSpan, kind: u8) {
+    out.extend_from_slice(&page_number(run.first.page).to_le_bytes());
+    let last = u16::try_from(run.pages.saturating_sub(1)).unwrap_or(u16::MAX);
+    out.extend_from_slice(&last.to_le_bytes());
+    out.push(run.first.space.code().unwrap_or(u8::MAX));
+    out.push(kind);
+}
+
+/// A page number as it is stored; below `SPACE_PAGES_MAX`, so it fits.
+fn page_number(page: u64) -> u32 {
+    u32::try_from(page).unwrap_or(u32::MAX)
+}
+
+fn count(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+/// All that goes into prefix and index, but for the segments.
 pub(crate) struct Tables<'a> {
     pub(crate) base: BaseId,
     pub(crate) spaces: &'a [SpaceSize],
@@ -50,57 +114,21 @@ pub(crate) struct Tables<'a> {
     pub(crate) early_segments: u32,
 }
 
-/// The run table before compression. Counts, page numbers and spaces are inside their limits:
-/// the encoder has checked the spaces and split the runs.
-pub(crate) fn run_table(literal: &[LiteralRun], derived: &[DerivedRun]) -> Vec<u8> {
-    let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-    let mut out = Vec::with_capacity(run_table_raw(count(literal.len()), count(derived.len())));
-    for run in literal {
-        put_run(&mut out, run.first, run.pages, KIND_LITERAL);
-    }
-    for run in derived {
-        let kind = if run.base_page.is_some() {
-            KIND_BASE_PAGE
-        } else {
-            KIND_ZERO
-        };
-        put_run(&mut out, run.first, run.pages, kind);
-        out.extend_from_slice(&page_number(run.base_page.unwrap_or(0)).to_le_bytes());
-    }
-    out
-}
-
-fn put_run(out: &mut Vec<u8>, first: PageAt, pages: u64, kind: u8) {
-    out.extend_from_slice(&page_number(first.page).to_le_bytes());
-    let last = u16::try_from(pages.saturating_sub(1)).unwrap_or(u16::MAX);
-    out.extend_from_slice(&last.to_le_bytes());
-    out.push(first.space.code().unwrap_or(u8::MAX));
-    out.push(kind);
-}
-
-/// A page number as it is stored; below `SPACE_PAGES_MAX`, so it fits.
-fn page_number(page: u64) -> u32 {
-    u32::try_from(page).unwrap_or(u32::MAX)
-}
-
 impl Tables<'_> {
-    /// Length of the index that [`Tables::head`] will make with `segments` segments.
-    pub(crate) fn index_bytes(&self, segments: usize) -> usize {
-        self.spaces.len() * SPACE_ENTRY_BYTES
-            + segments * SEGMENT_ENTRY_BYTES
-            + self.run_table.bytes.len()
-            + self.meta.len()
-    }
-
-    /// Prefix and index as bytes, and the prefix parsed back from them.
+    /// The index as bytes, and the prefix that belongs to it.
     ///
     /// # Errors
     /// A count is over its limit; nothing that this makes would be refused by a reader.
-    pub(crate) fn head(
+    pub(crate) fn index(
         &self,
         segments: &[SegmentEntry],
     ) -> Result<(Vec<u8>, Prefix), super::FormatError> {
-        let mut index = Vec::with_capacity(self.index_bytes(segments.len()));
+        let mut index = Vec::with_capacity(
+            self.spaces.len() * SPACE_ENTRY_BYTES
+                + segments.len() * SEGMENT_ENTRY_BYTES
+                + self.run_table.bytes.len()
+                + self.meta.len(),
+        );
         for size in self.spaces {
             index.push(size.space.code().unwrap_or(u8::MAX));
             index.extend_from_slice(&[0; 7]);
@@ -118,7 +146,6 @@ impl Tables<'_> {
         index.extend_from_slice(&self.run_table.bytes);
         index.extend_from_slice(self.meta);
 
-        let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         let mut prefix = Prefix {
             id: OverlayId(Digest([0; 32])),
             base: self.base,
@@ -137,13 +164,8 @@ impl Tables<'_> {
             state_codec: self.state.codec,
             state_hash: self.state.hash,
         };
-        prefix.total_bytes = prefix.segments_offset() + segment_bytes + to_u64(TRAILER_BYTES);
-        let bytes = prefix.to_bytes();
-        let parsed = Prefix::parse(&bytes)?;
-        let mut head = Vec::with_capacity(PREFIX_BYTES + to_usize(count(index.len())));
-        head.extend_from_slice(&bytes);
-        head.extend_from_slice(&index);
-        Ok((head, parsed))
+        prefix.total_bytes = prefix.head_bytes() + segment_bytes + to_u64(TRAILER_BYTES);
+        Ok((index, Prefix::parse(&prefix.to_bytes())?))
     }
 }
 

@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use super::prefix::run_table_raw;
 use super::*;
 use crate::bytes::to_usize;
-use crate::decode::StoredPart;
+use crate::codec::StoredPart;
 use crate::digest::Digest;
-use crate::page::{SPACE_PAGES_MAX, SpaceSize};
+use crate::page::{SPACE_PAGES_MAX, Space, SpaceSize};
 use crate::testing::{base_id, sample};
 
 /// What a forger puts into an index; [`Forge::good`] is accepted.
@@ -30,7 +30,10 @@ fn literal(page: u32, pages: u16, space: u8, kind: u8) -> [u8; LITERAL_RUN_BYTES
 fn derived(page: u32, pages: u16, space: u8, kind: u8, source: u32) -> [u8; DERIVED_RUN_BYTES] {
     let mut out = [0; DERIVED_RUN_BYTES];
     out[..LITERAL_RUN_BYTES].copy_from_slice(&literal(page, pages, space, kind));
-    out[LITERAL_RUN_BYTES..].copy_from_slice(&source.to_le_bytes());
+    out[8..12].copy_from_slice(&source.to_le_bytes());
+    if kind == KIND_BASE_PAGE {
+        out[12] = space;
+    }
     out
 }
 
@@ -77,6 +80,7 @@ impl Forge {
         self
     }
 
+    /// Prefix and index, one behind the other.
     fn head(&self) -> Result<(Vec<u8>, Prefix), FormatError> {
         let bytes = [self.literal.as_flattened(), self.derived.as_flattened()].concat();
         let raw_bytes = bytes.len();
@@ -102,7 +106,8 @@ impl Forge {
             state: &state,
             early_segments: self.early_segments,
         }
-        .head(&self.segments)
+        .index(&self.segments)
+        .map(|(index, prefix)| ([&prefix.to_bytes()[..], &index].concat(), prefix))
     }
 
     fn parse(&self) -> Result<Index, FormatError> {
@@ -122,7 +127,7 @@ fn the_unedited_forgery_is_accepted() {
     assert_eq!(index.runs().len(), 6);
     assert_eq!(index.meta(), b"meta");
     let at = |page| index.lookup(PageAt::memory(page)).unwrap();
-    assert_eq!(at(995), PageContent::BasePage(895));
+    assert_eq!(at(995), PageContent::BasePage(PageAt::memory(895)));
     assert_eq!(at(450), PageContent::Unchanged);
     assert_eq!(at(950), PageContent::Zero);
     assert_eq!(
@@ -183,11 +188,7 @@ fn runs_are_checked() {
     let source = refused(|forge| forge.derived[1] = derived(990, 10, 0, KIND_BASE_PAGE, 891));
     assert!(matches!(
         source,
-        FormatError::Source {
-            run: 4,
-            source_page: 891,
-            ..
-        }
+        FormatError::Source { run: 4, first, .. } if first == PageAt::memory(891)
     ));
     let source = refused(|forge| forge.derived[1] = derived(990, 10, 0, KIND_BASE_PAGE, u32::MAX));
     assert!(matches!(source, FormatError::Source { .. }));
@@ -201,21 +202,99 @@ fn runs_are_checked() {
 }
 
 #[test]
-fn kinds_of_later_versions_are_refused_by_name() {
-    let error = refused(|forge| forge.derived[0] = derived(0, 1, 0, KIND_BASE_DISK, 5));
-    let text = "run 3 is of kind same as a base disk block, which this program does not support";
-    assert_eq!(error.to_string(), text);
-    let error = refused(|forge| forge.derived[0] = derived(0, 1, 0, KIND_EARLIER_PAGE, 5));
-    let text = "run 3 is of kind same as an earlier page, which this program does not support";
+fn sources_in_other_spaces_are_checked() {
+    let from = |space: u8, source: u32| {
+        let mut run = derived(990, 10, 0, KIND_BASE_PAGE, source);
+        run[12] = space;
+        run
+    };
+    let index = Forge::good()
+        .with(|forge| forge.derived[1] = from(2, 50))
+        .parse()
+        .unwrap();
+    let content = index.lookup(PageAt::memory(995)).unwrap();
+    assert_eq!(content, PageContent::BasePage(PageAt::disk(1, 55)));
+    let outside = refused(|forge| forge.derived[1] = from(2, 51));
+    let text = "run 4 is the same as 10 pages from page 0x33 of disk 1 of the base, which has 60";
+    assert_eq!(outside.to_string(), text);
+    for space in [1, 3, 255] {
+        let nowhere = refused(|forge| forge.derived[1] = from(space, 0));
+        assert!(matches!(nowhere, FormatError::SourceSpace { run: 4, code } if code == space));
+    }
+    for at in 13..DERIVED_RUN_BYTES {
+        let error = refused(|forge| forge.derived[1][at] = 1);
+        assert!(matches!(error, FormatError::Reserved { .. }));
+    }
+    let zero = refused(|forge| forge.derived[0][12] = 2);
+    assert!(matches!(zero, FormatError::Reserved { .. }));
+}
+
+#[test]
+fn slots_have_further_places_and_are_checked() {
+    let index = Forge::good()
+        .with(|forge| {
+            forge.derived[0] = derived(0, 2, 0, KIND_SLOT, 18);
+            forge.derived[1] = derived(990, 10, 0, KIND_SLOT, 0);
+            forge.derived[2] = derived(0, 40, 2, KIND_SLOT, 236);
+        })
+        .parse()
+        .unwrap();
+    let at = |at| index.lookup(at).unwrap();
+    let literal = |segment, slot| PageContent::Literal {
+        segment: SegmentId(segment),
+        slot,
+    };
+    assert_eq!(at(PageAt::memory(1)), literal(1, 9));
+    assert_eq!(at(PageAt::memory(999)), literal(0, 9));
+    assert_eq!(at(PageAt::disk(1, 0)), literal(2, 216));
+    let places: Vec<_> = index
+        .segment_places(SegmentId(1))
+        .map(|place| (place.first, place.slot, place.pages))
+        .collect();
+    assert_eq!(
+        places,
+        [(PageAt::disk(1, 40), 0, 10), (PageAt::memory(0), 8, 2)]
+    );
+    for (slot, pages) in [(9, 2), (19, 2), (275, 2), (276, 1), (u32::MAX, 1)] {
+        let error = refused(|forge| forge.derived[0] = derived(0, pages, 0, KIND_SLOT, slot));
+        assert!(matches!(error, FormatError::Slot { run: 3, .. }), "{slot}");
+    }
+    let error = refused(|forge| {
+        forge.literal.clear();
+        forge.segments.clear();
+        forge.derived[0] = derived(0, 1, 0, KIND_SLOT, 0);
+    });
+    assert!(matches!(
+        error,
+        FormatError::Slot {
+            run: 0,
+            slot: 0,
+            ..
+        }
+    ));
+    // Two places are never the same page.
+    let overlap = refused(|forge| forge.derived[0] = derived(99, 2, 0, KIND_SLOT, 0));
+    assert!(matches!(overlap, FormatError::Overlap { .. }));
+}
+
+#[test]
+fn kinds_and_versions_that_are_unknown_are_refused_by_name() {
+    let error = refused(|forge| forge.derived[0] = derived(0, 1, 0, KIND_PARENT_SLOT, 5));
+    let text = "run 3 is of kind same as a page of a parent, which this program does not support";
     assert_eq!(error.to_string(), text);
     for kind in [0, KIND_LITERAL, 6, 255] {
         let error = refused(|forge| forge.derived[0] = derived(0, 1, 0, kind, 5));
         assert!(matches!(error, FormatError::Kind { run: 3, .. }));
     }
-    for kind in [0, KIND_ZERO, KIND_BASE_PAGE, KIND_BASE_DISK, 255] {
+    for kind in [0, KIND_ZERO, KIND_BASE_PAGE, KIND_SLOT, 255] {
         let error = refused(|forge| forge.literal[0] = literal(100, 10, 0, kind));
         assert!(matches!(error, FormatError::Kind { run: 0, .. }));
     }
+    let text = "overlay format version 1, this program reads version 2: make the overlay anew with \
+                `cloudlet overlay create`";
+    assert_eq!(put(8, 1).unwrap_err().to_string(), text);
+    let text = "this overlay stands on 3 others, which this program does not support";
+    assert_eq!(put(152, 3 << 16).unwrap_err().to_string(), text);
 }
 
 #[test]
@@ -305,7 +384,7 @@ fn put(at: usize, value: u32) -> Result<Index, FormatError> {
 #[test]
 fn prefix_numbers_are_checked() {
     assert!(matches!(put(0, 0), Err(FormatError::Magic)));
-    assert!(matches!(put(8, 2), Err(FormatError::Version { found: 2 })));
+    assert!(matches!(put(8, 3), Err(FormatError::Version { found: 3 })));
     for (at, limit) in [
         (12, 33),
         (120, 1 << 20),
@@ -441,7 +520,7 @@ fn a_run_table_that_swells_is_refused() {
     let swollen = zstd.compress(&vec![0; 10 << 20]).unwrap();
     let table_at = PREFIX_BYTES + 2 * SPACE_ENTRY_BYTES + 3 * SEGMENT_ENTRY_BYTES;
     let many = u32::try_from(swollen.len()).unwrap();
-    let runs = many.div_ceil(12) + 10;
+    let runs = many.div_ceil(16) + 10;
     let result = edited(|edited| {
         edited.truncate(table_at);
         edited.extend_from_slice(&swollen);
@@ -496,7 +575,9 @@ fn check_index(index: &Index) {
             match index.lookup(at).unwrap() {
                 PageContent::Unchanged => panic!("a run says something of its pages"),
                 PageContent::Zero => assert_eq!(run.source, RunSource::Zero),
-                PageContent::BasePage(page) => assert!(page < size.base_pages),
+                PageContent::BasePage(at) => {
+                    assert!(at.page < index.space(at.space).unwrap().base_pages);
+                }
                 PageContent::Literal { segment, slot } => {
                     assert!(slot < index.segment(segment).unwrap().pages);
                 }
@@ -504,11 +585,20 @@ fn check_index(index: &Index) {
         }
     }
     for (number, segment) in (0..).zip(index.segments()) {
-        let pages: usize = index
-            .segment_runs(SegmentId(number))
-            .map(|(_, pages)| pages)
-            .sum();
-        assert_eq!(pages, to_usize(segment.pages));
+        let mut slots = 0;
+        for place in index.segment_places(SegmentId(number)) {
+            assert!(place.pages > 0 && place.slot + place.pages <= segment.pages);
+            let id = SegmentId(number);
+            let content = index.lookup(place.first);
+            let slot = place.slot;
+            assert_eq!(content, Some(PageContent::Literal { segment: id, slot }));
+            // Its own places come first and cover all slots.
+            if slots < segment.pages {
+                assert_eq!(place.slot, slots);
+                slots += place.pages;
+            }
+        }
+        assert_eq!(slots, segment.pages);
         assert!(segment.raw_bytes() <= SEGMENT_BYTES_MAX);
         assert!(to_usize(segment.stored_bytes) <= segment.raw_bytes());
     }
@@ -544,7 +634,7 @@ fn any_forge() -> impl Strategy<Value = Forge> {
 
 /// Forgeries that are right by construction except perhaps in one place.
 fn nearly_good() -> impl Strategy<Value = Forge> {
-    let run = prop::collection::vec((1u16..16, 0u32..6, 0u8..3), 1..20);
+    let run = prop::collection::vec((1u16..16, 0u32..6, 0u8..4), 1..20);
     (
         run,
         prop::option::of((any::<prop::sample::Index>(), 0usize..8, any::<u8>())),
@@ -565,6 +655,9 @@ fn nearly_good() -> impl Strategy<Value = Forge> {
                         forge.segments.push(segment(100, 1, Codec::Zstd));
                     }
                     1 => forge.derived.push(derived(page, pages, 0, KIND_ZERO, 0)),
+                    2 => forge
+                        .derived
+                        .push(derived(page, pages, 0, KIND_SLOT, page / 4)),
                     _ => forge
                         .derived
                         .push(derived(page, pages, 0, KIND_BASE_PAGE, page / 2)),

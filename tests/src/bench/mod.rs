@@ -6,6 +6,7 @@
 
 mod bare_uffd;
 mod codec;
+mod encode_memory;
 mod firecracker;
 mod pager;
 mod synthesis;
@@ -54,6 +55,11 @@ pub const BENCHES: &[Bench] = &[
         name: "encode",
         about: "guest memory encoded into an overlay, per core",
         run: codec::run_encode,
+    },
+    Bench {
+        name: "encode-memory",
+        about: "memory that encoding a large guest takes, all of it changed",
+        run: encode_memory::run,
     },
     Bench {
         name: "apply",

@@ -21,8 +21,6 @@ const FAULTS: usize = 4096;
 const BULK_BYTES: usize = 256 << 20;
 /// What the bare probe places with one call.
 const BARE_BYTES: usize = 64 << 10;
-/// What [`bare_bulk`] is, beside a figure.
-pub(super) const BARE_BULK_IS: &str = "bare UFFDIO_COPY of 64 KiB";
 /// What is handed to the placer at a time: a decoded segment.
 const SEGMENT_BYTES: usize = 1 << 20;
 
@@ -36,7 +34,12 @@ pub(super) fn run(sheet: &mut Sheet) -> Outcome {
         "bare userfaultfd probe",
     )?)?;
     let bulk = pairs(placer_bulk, bare_bulk)?;
-    sheet.put(&Figure::beside("pager.bulk", "MB/s", &bulk, BARE_BULK_IS)?)
+    sheet.put(&Figure::beside(
+        "pager.bulk",
+        "MB/s",
+        &bulk,
+        "bare UFFDIO_COPY of 64 KiB",
+    )?)
 }
 
 /// Runs both, alternately, once for nothing and then [`RUNS`] times.
@@ -106,7 +109,7 @@ fn placer_bulk() -> Outcome<f64> {
 }
 
 /// MB/s of the bare call.
-pub(super) fn bare_bulk() -> Outcome<f64> {
+fn bare_bulk() -> Outcome<f64> {
     let region = Region::new(BULK_BYTES)?;
     let segment = vec![7; SEGMENT_BYTES];
     let begin = Instant::now();

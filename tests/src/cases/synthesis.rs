@@ -215,6 +215,10 @@ fn cut_once(host: &Host) -> Outcome {
         host.ok(&args)?;
         host.ok(&["call", name, "verify"])?;
     }
+    // A server that gives whole files only, so that the index at the end comes by in its turn.
+    served.server.set_fault(Fault::NoRanges);
+    host.ok(&["synthesize", &*served.url, "--name", "whole", "--wait"])?;
+    host.ok(&["call", "whole", "verify"])?;
     Ok(())
 }
 
@@ -337,7 +341,8 @@ fn damaged(host: &Host) -> Outcome {
         Ok::<(), Failure>(())
     };
     let mut flipped = whole.clone();
-    for at in [0, 40, whole.len() / 4, whole.len() / 2] {
+    // Prefix, segments, index.
+    for at in [0, 40, whole.len() / 4, whole.len() / 2, whole.len() - 60] {
         flipped[at] ^= 1;
         refuse(&format!("flipped at {at}"), &flipped)?;
         flipped[at] ^= 1;

@@ -38,7 +38,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let mut block = [0; BLOCK];
     for number in 0..disk.blocks().min(64) {
-        disk.read_block(BlockNumber(number), &mut block)
+        disk.read_blocks(BlockNumber(number), &mut block)
             .expect("a block of a sound layer");
     }
     let blocks: u64 = disk.changed_runs().iter().map(|run| run.count).sum();

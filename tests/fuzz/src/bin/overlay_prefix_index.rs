@@ -28,7 +28,10 @@ fn check(head: &[u8]) {
             match index.lookup(at).expect("a page of a run is in its space") {
                 PageContent::Unchanged => panic!("a run says something of its pages"),
                 PageContent::Zero => assert_eq!(run.source, RunSource::Zero),
-                PageContent::BasePage(page) => assert!(page < size.base_pages),
+                PageContent::BasePage(at) => {
+                    let source = index.space(at.space).expect("a source is in a space");
+                    assert!(at.page < source.base_pages);
+                }
                 PageContent::Literal { segment, slot } => {
                     assert!(slot < index.segment(segment).expect("a run's segment").pages);
                 }
@@ -39,13 +42,22 @@ fn check(head: &[u8]) {
     for (number, segment) in (0..).zip(index.segments()) {
         assert_eq!(segment.offset, offset);
         offset += u64::from(segment.stored_bytes);
-        let pages: usize = index
-            .segment_runs(SegmentId(number))
-            .map(|(_, pages)| pages)
-            .sum();
-        assert_eq!(pages, segment.pages as usize);
+        let mut own = 0;
+        for place in index.segment_places(SegmentId(number)) {
+            assert!(place.pages > 0 && place.slot + place.pages <= segment.pages);
+            let (id, slot) = (SegmentId(number), place.slot);
+            let content = Some(PageContent::Literal { segment: id, slot });
+            assert_eq!(index.lookup(place.first), content);
+            // Its own places come first and cover all slots.
+            if own < segment.pages {
+                assert_eq!(place.slot, own);
+                own += place.pages;
+            }
+        }
+        assert_eq!(own, segment.pages);
     }
-    assert_eq!(offset + 48, prefix.total_bytes());
+    assert_eq!(offset, prefix.index_offset());
+    assert_eq!(offset + prefix.index_bytes() + 48, prefix.total_bytes());
 }
 
 /// A space of 2000 pages over 1000 of the base, now and then of other sizes.
@@ -110,9 +122,14 @@ fn forged(mut input: Input<'_>) -> Vec<u8> {
     }
     forged.derived_runs = input.byte() % 16;
     for _ in 0..forged.derived_runs {
-        let source = input.byte();
-        let mut entry = run::<12>(&mut input, &mut next, if source == 0 { 2 } else { 3 });
-        entry[8] = entry[8].wrapping_add(source);
+        let [kind, source, space] = input.array();
+        let mut entry = run::<16>(&mut input, &mut next, 2 + kind % 3);
+        if kind % 3 > 0 {
+            entry[8] = entry[8].wrapping_add(source);
+        }
+        if kind % 3 == 1 {
+            entry[12] = entry[12].wrapping_add(space % 3);
+        }
         forged.run_table.extend_from_slice(&entry);
     }
     if table_as_it_comes {

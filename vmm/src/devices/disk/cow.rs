@@ -177,13 +177,14 @@ impl Disk {
         self.shared.run(block.0, 1).kind
     }
 
-    /// Reads a block; beyond the disk's end it is zero.
+    /// Reads neighbouring blocks, as many as `out` has room for, with a call for each stretch of one
+    /// kind; beyond the disk's end they are zero.
     ///
     /// # Errors
     /// The system's.
-    pub fn read_block(&self, block: BlockNumber, out: &mut [u8; BLOCK]) -> Result<(), DiskError> {
+    pub fn read_blocks(&self, first: BlockNumber, out: &mut [u8]) -> Result<(), DiskError> {
         self.shared
-            .read_block(block.0, out)
+            .read_blocks(first.0, out)
             .map_err(|source| DiskError::Io("read", source))
     }
 
@@ -193,13 +194,6 @@ impl Disk {
             .layer
             .as_ref()
             .map_or_else(Vec::new, |layer| layer.map().changed())
-    }
-
-    /// As [`Disk::changed_runs`], block by block.
-    pub fn changed_blocks(&self) -> impl Iterator<Item = (BlockNumber, BlockKind)> {
-        self.changed_runs().into_iter().flat_map(|run| {
-            (run.first..run.first + run.count).map(move |block| (BlockNumber(block), run.kind))
-        })
     }
 
     /// What the disk's contents are read through.
@@ -513,16 +507,29 @@ impl Shared {
         }
     }
 
-    fn read_block(&self, block: u64, out: &mut [u8; BLOCK]) -> io::Result<()> {
+    fn read_blocks(&self, first: u64, out: &mut [u8]) -> io::Result<()> {
         out.fill(0);
-        let at = block
-            .checked_mul(BLOCK_U64)
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        let there = usize::try_from(self.bytes.saturating_sub(at))
-            .unwrap_or(BLOCK)
-            .min(BLOCK);
-        let out = out.get_mut(..there).unwrap_or_default();
-        self.read_kind(self.run(block, 1).kind, at, out)
+        let mut block = first;
+        let mut rest = out;
+        while !rest.is_empty() {
+            let at = block
+                .checked_mul(BLOCK_U64)
+                .ok_or(io::ErrorKind::InvalidInput)?;
+            let there = self.bytes.saturating_sub(at);
+            if there == 0 {
+                break;
+            }
+            let left = u64::try_from(rest.len().div_ceil(BLOCK)).unwrap_or(u64::MAX);
+            let run = self.run(block, left);
+            let len = usize::try_from(there.min(run.count.saturating_mul(BLOCK_U64)))
+                .unwrap_or(usize::MAX)
+                .min(rest.len());
+            let (part, after) = rest.split_at_mut(len);
+            self.read_kind(run.kind, at, part)?;
+            rest = after;
+            block += run.count;
+        }
+        Ok(())
     }
 
     /// Reads what is at `at`, all of `kind` and within the disk, into `out`, which is zero.
@@ -600,7 +607,7 @@ impl Shared {
         fill: impl FnOnce(&mut [u8]),
     ) -> io::Result<()> {
         let mut contents = [0; BLOCK];
-        self.read_block(block, &mut contents)?;
+        self.read_blocks(block, &mut contents)?;
         if let Some(piece) = contents.get_mut(start..start + len) {
             fill(piece);
         }

@@ -26,7 +26,8 @@ fn pattern(block: u64) -> u8 {
 
 fn block(disk: &Disk, number: u64) -> u8 {
     let mut contents = [0; BLOCK];
-    disk.read_block(BlockNumber(number), &mut contents).unwrap();
+    disk.read_blocks(BlockNumber(number), &mut contents)
+        .unwrap();
     let first = contents[0];
     assert!(contents.iter().take(512).all(|byte| *byte == first));
     first
@@ -100,13 +101,36 @@ fn a_layer_opens_as_it_was_flushed() {
         assert_eq!(disk.changed_runs(), changes);
         assert_eq!([3, 40, 9, 8].map(|at| block(&disk, at)), [77, 88, 0, 9]);
         assert_eq!(
-            disk.changed_blocks().collect::<Vec<_>>(),
+            changes
+                .iter()
+                .map(|run| (run.first, run.count, run.kind))
+                .collect::<Vec<_>>(),
             [
-                (BlockNumber(3), BlockKind::Present),
-                (BlockNumber(9), BlockKind::Zero),
-                (BlockNumber(40), BlockKind::Present)
+                (3, 1, BlockKind::Present),
+                (9, 1, BlockKind::Zero),
+                (40, 1, BlockKind::Present)
             ]
         );
+        // Over every kind and the disk's end, in one piece as block by block.
+        let count = disk.blocks() + 3;
+        let mut all = vec![1; usize::try_from(count).unwrap() * BLOCK];
+        disk.read_blocks(BlockNumber(0), &mut all).unwrap();
+        for (number, piece) in (0..count).zip(all.as_chunks().0) {
+            let mut one = [1; BLOCK];
+            disk.read_blocks(BlockNumber(number), &mut one).unwrap();
+            assert_eq!(piece, &one, "block {number}");
+            assert_eq!(
+                one[0],
+                if number < disk.blocks() {
+                    block(&disk, number)
+                } else {
+                    0
+                }
+            );
+        }
+        let mut inside = vec![0; 4 * BLOCK];
+        disk.read_blocks(BlockNumber(38), &mut inside).unwrap();
+        assert_eq!(inside, &all[38 * BLOCK..42 * BLOCK]);
     }
 }
 

@@ -185,7 +185,7 @@ proptest! {
         }
         for (number, expected) in (0..).zip(model.chunks(BLOCK)) {
             let mut got = [0; BLOCK];
-            disk.read_block(BlockNumber(number), &mut got).unwrap();
+            disk.read_blocks(BlockNumber(number), &mut got).unwrap();
             prop_assert!(got[..expected.len()] == *expected, "block {}", number);
         }
     }
@@ -427,9 +427,9 @@ fn requests_for_blocks_that_have_yet_to_arrive_wait_in_order() {
     guest.driver.turn();
     assert!(guest.driver.used(0).is_some());
     let mut got = [0; BLOCK];
-    disk.read_block(BlockNumber(9), &mut got).unwrap();
+    disk.read_blocks(BlockNumber(9), &mut got).unwrap();
     assert_eq!((got[0], got[512], got[1023], got[1024]), (80, 70, 70, 80));
-    disk.read_block(BlockNumber(8), &mut got).unwrap();
+    disk.read_blocks(BlockNumber(8), &mut got).unwrap();
     assert_eq!(got, [70; BLOCK]);
 }
 
