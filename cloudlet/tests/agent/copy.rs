@@ -51,10 +51,13 @@ fn trees_go_and_come_back() {
     let got = agent::get(agent.connect(), guest.as_os_str(), &back, &mut nothing).unwrap();
     assert_eq!(listing(&back.join("guest")), listing(&source));
     assert_eq!(got, sent);
-    // The contents alone; directories that are there stay as they are, files are replaced.
+    // The contents alone; directories that are there stay as they are, files are replaced and keep
+    // their mode.
     fs::remove_dir_all(back.join("guest")).unwrap();
     fs::create_dir(back.join("empty")).unwrap();
     fs::write(back.join("nothing"), b"something").unwrap();
+    let mode = fs::Permissions::from_mode(0o604);
+    fs::set_permissions(back.join("nothing"), mode).unwrap();
     let contents = guest.join(".");
     agent::get(agent.connect(), contents.as_os_str(), &back, &mut nothing).unwrap();
     let but_empty = |dir| {
