@@ -1,14 +1,17 @@
-//! The calls that need `unsafe`: vsock addresses, trimming, a terminal for a child, what signals do, and
-//! the port for exit codes.
+//! The calls that need `unsafe`: vsock addresses, trimming, random numbers, a terminal for a child, what
+//! signals do, and the port for exit codes.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::ioctl::{Opcode, Updater, opcode};
+use rustix::ioctl::{NoArg, Opcode, Setter, Updater, opcode};
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
+
+use crate::protocol::ENTROPY_LEN;
 
 /// `VMADDR_CID_ANY` and `VMADDR_CID_HOST` of linux/vm_sockets.h.
 const CID_ANY: u32 = u32::MAX;
@@ -100,6 +103,45 @@ pub(crate) fn trim(file: impl AsFd) -> io::Result<u64> {
     // lives across the call.
     unsafe { rustix::ioctl::ioctl(file, Updater::<FITRIM, TrimRange>::new(&mut range)) }?;
     Ok(range.length)
+}
+
+/// `struct rand_pool_info` of linux/random.h with the bytes behind it.
+#[repr(C)]
+struct PoolInfo {
+    entropy_bits: i32,
+    bytes: i32,
+    buffer: [u8; ENTROPY_LEN],
+}
+
+/// `RNDADDENTROPY` and `RNDRESEEDCRNG` of linux/random.h.
+const ADD_ENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
+const RESEED: Opcode = opcode::none(b'R', 0x07);
+
+/// Mixes `entropy`, every bit of which counts, into the kernel's random numbers, and has the generators
+/// of all processors begin anew.
+pub(crate) fn reseed(entropy: &[u8; ENTROPY_LEN]) -> io::Result<()> {
+    let device = File::open("/dev/urandom")?;
+    let bytes = i32::try_from(ENTROPY_LEN).unwrap_or(0);
+    let info = PoolInfo {
+        entropy_bits: bytes * 8,
+        bytes,
+        buffer: *entropy,
+    };
+    // SAFETY: RNDADDENTROPY reads a `rand_pool_info`, which `PoolInfo` is laid out as, and as many bytes
+    // behind it as it says, which it has.
+    unsafe { rustix::ioctl::ioctl(&device, Setter::<ADD_ENTROPY, PoolInfo>::new(info)) }?;
+    // SAFETY: RNDRESEEDCRNG takes no argument.
+    unsafe { rustix::ioctl::ioctl(&device, NoArg::<RESEED>::new()) }?;
+    Ok(())
+}
+
+/// Sends `signal`, which may be a real-time one, to the guest's first program.
+pub(crate) fn signal_init(signal: i32) -> io::Result<()> {
+    // SAFETY: the call takes no memory.
+    match unsafe { libc::kill(1, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Has every signal do what it does by default, for the sake of the commands: a shell that starts the

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! host                                     agent
-//!   | -- hello, request -------------------> |
+//!   | -- hello, with entropy; request -----> |
 //!   | <- hello ----------------------------- |
 //!   exec: output, taken, exit <------------- |     stdin, stdin end, taken, signal, resize -->
 //!   put:  entries and data ----------------> |     <-- done
 //!   get:  <-- size, entries and data         |
 //!   sync: <-- one line a file system, done   |
-//!   console: <-- done                        |
+//!   console, renew, power off: <-- done      |
 //!   any:  <-- error, which ends the session  |
 //! ```
 //!
@@ -17,7 +17,8 @@
 //! are under way: the receiver says with `taken` what it has passed on. So both sides can always read
 //! the connection, and a stream that nobody reads holds up neither the others nor a signal.
 //!
-//! A frame of another version is refused with both versions named: there is no negotiation.
+//! A frame of another version is refused with both versions named: there is no negotiation. Within a
+//! version requests may be added: an agent that does not know one says so in words.
 
 pub(crate) mod codec;
 mod frame;
@@ -28,7 +29,7 @@ mod tests;
 
 pub use frame::{Decoder, Frame, HEADER_LEN, PAYLOAD_MAX, header};
 pub use reply::{End, Reply, Trimmed};
-pub use request::{Exec, Hello, Request, Size};
+pub use request::{Entropy, Exec, Request, Size};
 
 use crate::tree;
 
@@ -36,6 +37,9 @@ use crate::tree;
 pub const PORT: u32 = 25_452;
 /// The protocol's version.
 pub const VERSION: u32 = 2;
+/// Bytes of a hello that the host draws for the guest: 256 bits, as many as Linux seeds its generator
+/// with (`drivers/char/random.c`).
+pub const ENTROPY_LEN: usize = 32;
 /// Most bytes of one stream of a command that are under way.
 pub const WINDOW: usize = 256 << 10;
 /// A receiver says that it has passed bytes on when it is so many.
@@ -106,6 +110,8 @@ pub(crate) mod kind {
     pub(crate) const GET: u8 = 0x04;
     pub(crate) const SYNC: u8 = 0x05;
     pub(crate) const CONSOLE: u8 = 0x06;
+    pub(crate) const RENEW: u8 = 0x07;
+    pub(crate) const POWER_OFF: u8 = 0x08;
     pub(crate) const STDIN: u8 = 0x10;
     pub(crate) const STDIN_END: u8 = 0x11;
     pub(crate) const TAKEN_STDOUT: u8 = 0x12;
@@ -131,7 +137,7 @@ pub(crate) mod kind {
     pub(crate) fn is_known(kind: u8) -> bool {
         matches!(
             kind,
-            HELLO..=CONSOLE | STDIN..=RESIZE | TREE_EXTENT..=TREE_HOLE | STDOUT..=TRIMMED | DONE | ERROR
+            HELLO..=POWER_OFF | STDIN..=RESIZE | TREE_EXTENT..=TREE_HOLE | STDOUT..=TRIMMED | DONE | ERROR
         )
     }
 }

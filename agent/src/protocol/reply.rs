@@ -1,7 +1,7 @@
 //! What the agent says.
 
 use super::codec::{Builder, Fields, clipped};
-use super::request::Hello;
+use super::request::{decode_hello, encode_hello};
 use super::{Error, Frame, PATH_MAX, Stream, TEXT_MAX, WINDOW, kind};
 use crate::tree::Entry;
 
@@ -45,8 +45,8 @@ pub struct Trimmed<'a> {
 /// What the agent says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply<'a> {
-    /// Who is there.
-    Hello(Hello),
+    /// Who is there: the first frame.
+    Hello,
     /// Output of the command.
     Output(Stream, &'a [u8]),
     /// So many bytes of standard input were passed on.
@@ -71,7 +71,7 @@ impl<'a> Reply<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), Error> {
         let text = |text| clipped(text, TEXT_MAX).as_bytes();
         match self {
-            Self::Hello(Hello) => Hello::encode(out),
+            Self::Hello => encode_hello(out, &[]),
             Self::Output(Stream::Stdout, bytes) => Builder::new(out, kind::STDOUT).raw(bytes).end(),
             Self::Output(Stream::Stderr, bytes) => Builder::new(out, kind::STDERR).raw(bytes).end(),
             Self::Taken(bytes) => Builder::new(out, kind::TAKEN_STDIN).count(*bytes).end(),
@@ -103,7 +103,10 @@ impl<'a> Reply<'a> {
     pub fn decode(frame: Frame<'a>) -> Result<Self, Error> {
         let fields = |what| Fields::new(frame.payload, what);
         let (reply, fields) = match frame.kind {
-            kind::HELLO => return Hello::decode(frame.payload).map(Self::Hello),
+            kind::HELLO => (
+                Self::Hello,
+                Fields::new(decode_hello(frame.payload)?, "hello"),
+            ),
             kind::STDOUT => return Ok(Self::Output(Stream::Stdout, frame.payload)),
             kind::STDERR => return Ok(Self::Output(Stream::Stderr, frame.payload)),
             kind::TAKEN_STDIN => {

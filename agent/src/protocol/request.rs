@@ -1,35 +1,40 @@
 //! What the host says.
 
 use super::codec::{Builder, Fields};
-use super::{Error, Frame, PATH_MAX, PAYLOAD_MAX, Stream, VERSION, WORDS_MAX, kind};
+use super::{ENTROPY_LEN, Error, Frame, PATH_MAX, PAYLOAD_MAX, Stream, VERSION, WORDS_MAX, kind};
 use crate::tree::Entry;
 
 /// The first bytes of a hello.
 const MAGIC: [u8; 8] = *b"CLDAGENT";
 
-/// Who is there: the first frame of either side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hello;
+/// Appends a hello that says `rest` after the version.
+pub(super) fn encode_hello(out: &mut Vec<u8>, rest: &[u8]) -> Result<(), Error> {
+    let frame = Builder::new(out, kind::HELLO);
+    frame.raw(&MAGIC).u32(VERSION).raw(rest).end()
+}
 
-impl Hello {
-    pub(super) fn encode(out: &mut Vec<u8>) -> Result<(), Error> {
-        let frame = Builder::new(out, kind::HELLO);
-        frame.raw(&MAGIC).u32(VERSION).end()
+/// What a hello of this version says after that. One of another may go on in any way.
+pub(super) fn decode_hello(payload: &[u8]) -> Result<&[u8], Error> {
+    let Some((version, rest)) = payload
+        .strip_prefix(&MAGIC)
+        .and_then(<[u8]>::split_first_chunk)
+    else {
+        return Err(Error::Magic);
+    };
+    match u32::from_le_bytes(*version) {
+        VERSION => Ok(rest),
+        other => Err(Error::Version(other)),
     }
+}
 
-    /// Reads a hello of this version. One of another may go on after the version.
-    pub(super) fn decode(payload: &[u8]) -> Result<Self, Error> {
-        let Some((version, rest)) = payload
-            .strip_prefix(&MAGIC)
-            .and_then(<[u8]>::split_first_chunk)
-        else {
-            return Err(Error::Magic);
-        };
-        match u32::from_le_bytes(*version) {
-            VERSION if rest.is_empty() => Ok(Self),
-            VERSION => Err(Error::Malformed("hello")),
-            other => Err(Error::Version(other)),
-        }
+/// Bytes that nobody can guess and that are used once: what the host gives to the guest's random
+/// numbers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Entropy(pub [u8; ENTROPY_LEN]);
+
+impl std::fmt::Debug for Entropy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Entropy(..)")
     }
 }
 
@@ -118,8 +123,9 @@ fn words<'a>(fields: &mut Fields<'a>) -> Result<Vec<&'a [u8]>, Error> {
 /// What the host says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
-    /// Who is there.
-    Hello(Hello),
+    /// Who is there: the first frame. The agent gives the bytes to the guest's random numbers before it
+    /// looks at what follows.
+    Hello(Entropy),
     /// Run a command.
     Exec(Exec<'a>),
     /// Take a tree, to be at `path`, or in it as `name` if it is a directory.
@@ -135,6 +141,10 @@ pub enum Request<'a> {
     Sync,
     /// The serial console has this size.
     Console(Size),
+    /// The guest goes on in another machine than it ran in before: it was restored or cloned.
+    Renew,
+    /// Shut the guest down, as its init does it.
+    PowerOff,
     /// More of the command's standard input.
     Stdin(&'a [u8]),
     /// Its end.
@@ -156,11 +166,13 @@ impl<'a> Request<'a> {
     /// When it is longer than a frame may be.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), Error> {
         match self {
-            Self::Hello(Hello) => Hello::encode(out),
+            Self::Hello(Entropy(bytes)) => encode_hello(out, bytes),
             Self::Exec(exec) => exec.encode(out),
             Self::Put { path, name } => Builder::new(out, kind::PUT).bytes(path).bytes(name).end(),
             Self::Get(path) => Builder::new(out, kind::GET).bytes(path).end(),
             Self::Sync => Builder::new(out, kind::SYNC).end(),
+            Self::Renew => Builder::new(out, kind::RENEW).end(),
+            Self::PowerOff => Builder::new(out, kind::POWER_OFF).end(),
             Self::Stdin(bytes) => Builder::new(out, kind::STDIN).raw(bytes).end(),
             Self::StdinEnd => Builder::new(out, kind::STDIN_END).end(),
             Self::Taken(Stream::Stdout, bytes) => {
@@ -183,7 +195,11 @@ impl<'a> Request<'a> {
     pub fn decode(frame: Frame<'a>) -> Result<Self, Error> {
         let fields = |what| Fields::new(frame.payload, what);
         let (request, fields) = match frame.kind {
-            kind::HELLO => return Hello::decode(frame.payload).map(Self::Hello),
+            kind::HELLO => {
+                let entropy = decode_hello(frame.payload)?.try_into();
+                let entropy = entropy.map_err(|_| Error::Malformed("hello"))?;
+                return Ok(Self::Hello(Entropy(entropy)));
+            }
             kind::EXEC => return Exec::decode(frame.payload).map(Self::Exec),
             kind::STDIN => return Ok(Self::Stdin(frame.payload)),
             kind::PUT => {
@@ -197,6 +213,8 @@ impl<'a> Request<'a> {
                 (Self::Get(fields.c_bytes(PATH_MAX)?), fields)
             }
             kind::SYNC => (Self::Sync, fields("sync")),
+            kind::RENEW => (Self::Renew, fields("renew")),
+            kind::POWER_OFF => (Self::PowerOff, fields("power off")),
             kind::STDIN_END => (Self::StdinEnd, fields("stdin end")),
             kind::TAKEN_STDOUT | kind::TAKEN_STDERR => {
                 let mut fields = fields("taken");

@@ -36,7 +36,7 @@ fn requests<'a>(words: &'a [Vec<u8>], number: u16) -> Vec<Request<'a>> {
     let name = &b"name"[..];
     let target = &b"../target"[..];
     vec![
-        Request::Hello(Hello),
+        Request::Hello(Entropy([number.to_le_bytes()[0]; ENTROPY_LEN])),
         Request::Exec(exec),
         Request::Put {
             path: slices[0],
@@ -45,6 +45,8 @@ fn requests<'a>(words: &'a [Vec<u8>], number: u16) -> Vec<Request<'a>> {
         Request::Get(slices[0]),
         Request::Sync,
         Request::Console(size),
+        Request::Renew,
+        Request::PowerOff,
         Request::Stdin(slices[0]),
         Request::StdinEnd,
         Request::Taken(Stream::Stdout, number.into()),
@@ -69,7 +71,7 @@ fn replies<'a>(bytes: &'a [u8], text: &'a str, number: u8) -> Vec<Reply<'a>> {
         error: text,
     };
     vec![
-        Reply::Hello(Hello),
+        Reply::Hello,
         Reply::Output(Stream::Stdout, bytes),
         Reply::Output(Stream::Stderr, bytes),
         Reply::Taken(number.into()),

@@ -3,6 +3,8 @@
 mod console;
 mod copy;
 mod exec;
+mod power;
+mod renew;
 mod sync;
 
 use std::convert::Infallible;
@@ -18,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::connection::{self, Incoming, Outgoing};
-use crate::protocol::{self, Hello, Reply, Request};
+use crate::protocol::{self, Reply, Request};
 use crate::{sys, tree};
 
 /// Sessions at a time.
@@ -44,6 +46,12 @@ pub enum Error {
     /// The request makes no sense here.
     #[error("the request was not expected here")]
     Unexpected,
+    /// A request of a later program.
+    #[error(
+        "this guest's agent does not know what it was asked for (request {0:#x}): it is older than the \
+         program on the host, so build the image anew"
+    )]
+    Unknown(u8),
     /// Too many sessions.
     #[error("the agent serves {SESSIONS_MAX} sessions already")]
     Busy,
@@ -53,6 +61,9 @@ pub enum Error {
     /// The system refused.
     #[error("cannot {0}")]
     System(&'static str, #[source] io::Error),
+    /// Neither a known init nor a program can end the guest in order.
+    #[error("this guest has an init that the agent does not know ({0}), and no poweroff program")]
+    Init(String),
 }
 
 impl From<protocol::Error> for Error {
@@ -152,10 +163,12 @@ fn listen_on_vsock(port: u32) -> OwnedFd {
 pub fn run(address: &Address) -> Result<Infallible, Error> {
     sys::reset_signals();
     let listener = Listener::new(address)?;
+    // Whoever comes by a Unix socket is in this machine, and cannot have cloned it.
+    let is_guest = matches!(address, Address::Vsock(_));
     let sessions = Arc::new(());
     loop {
         match listener.accept() {
-            Ok(Some(stream)) => start(stream, &sessions),
+            Ok(Some(stream)) => start(stream, &sessions, is_guest),
             Ok(None) => {}
             // Out of descriptors or memory, or a connection that was gone again.
             Err(_) => thread::sleep(RETRY_PAUSE / 10),
@@ -164,11 +177,11 @@ pub fn run(address: &Address) -> Result<Infallible, Error> {
 }
 
 /// Serves one connection in a thread; `sessions` has an owner for each.
-fn start(stream: UnixStream, sessions: &Arc<()>) {
+fn start(stream: UnixStream, sessions: &Arc<()>, is_guest: bool) {
     let busy = Arc::strong_count(sessions) > SESSIONS_MAX;
     let session = Arc::clone(sessions);
     let serve = move || {
-        serve(stream, busy);
+        serve(stream, busy, is_guest);
         drop(session);
     };
     // Without a thread the connection is closed, which is the answer.
@@ -176,11 +189,11 @@ fn start(stream: UnixStream, sessions: &Arc<()>) {
 }
 
 /// Serves one connection to its end.
-fn serve(stream: UnixStream, busy: bool) {
+fn serve(stream: UnixStream, busy: bool, is_guest: bool) {
     let result = if busy {
         Err(Error::Busy)
     } else {
-        session(&stream)
+        session(&stream, is_guest)
     };
     if let Err(error) = result {
         // Whoever is gone cannot be told.
@@ -202,17 +215,21 @@ fn close(mut stream: &UnixStream) {
     }
 }
 
-fn session(stream: &UnixStream) -> Result<(), Error> {
+fn session(stream: &UnixStream, is_guest: bool) -> Result<(), Error> {
     let limit = |limit| stream.set_read_timeout(limit);
     limit(Some(OPENING_TIMEOUT)).map_err(connection::Error::from)?;
     let mut incoming = Incoming::new(stream);
     let mut outgoing = Outgoing::new(stream);
-    outgoing.reply(&Reply::Hello(Hello))?;
-    if !matches!(incoming.request()?, Request::Hello(_)) {
+    outgoing.reply(&Reply::Hello)?;
+    let Request::Hello(entropy) = incoming.request()? else {
         return Err(Error::Unexpected);
+    };
+    // Before anything else of the session, which may be the first of a clone.
+    if is_guest {
+        renew::add_entropy(&entropy)?;
     }
     // A copy: the frame is in the buffer that what follows comes into.
-    let frame = incoming.frame()?;
+    let frame = incoming.frame().map_err(unknown)?;
     let (kind, payload) = (frame.kind, frame.payload.to_vec());
     let payload = payload.as_slice();
     let request = Request::decode(protocol::Frame { kind, payload })?;
@@ -226,6 +243,17 @@ fn session(stream: &UnixStream) -> Result<(), Error> {
             console::resize(Path::new(console::SERIAL), size)?;
             Ok(outgoing.reply(&Reply::Done)?)
         }
+        Request::Renew => renew::renew(&mut outgoing),
+        // Else it would be the machine of whoever tries the agent out.
+        Request::PowerOff if is_guest => power::off(&mut outgoing),
         _ => Err(Error::Unexpected),
+    }
+}
+
+/// A first frame of a kind that is not known is a request of a later program.
+fn unknown(error: connection::Error) -> Error {
+    match error {
+        connection::Error::Protocol(protocol::Error::Kind(kind)) => Error::Unknown(kind),
+        error => error.into(),
     }
 }

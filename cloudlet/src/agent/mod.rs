@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cloudlet_agent::connection::{self, Incoming, Outgoing};
-use cloudlet_agent::protocol::{self, Hello, PORT, Reply, Request, Size};
+use cloudlet_agent::protocol::{self, ENTROPY_LEN, Entropy, PORT, Reply, Request, Size, VERSION};
 use cloudlet_agent::tree;
 use cloudlet_resources::client::{ClientError, shake_hands};
 
@@ -43,9 +43,15 @@ pub enum Error {
     /// The VM's socket says something odd.
     #[error(transparent)]
     Handshake(ClientError),
+    /// An agent of another build.
+    #[error(
+        "the guest's agent speaks version {0} of its protocol and this program version {VERSION}: build \
+         the image anew (`cloudlet image build` or `import`), or use the program that it was built by"
+    )]
+    Version(u32),
     /// The connection to the agent is of no use.
     #[error(transparent)]
-    Connection(#[from] connection::Error),
+    Connection(connection::Error),
     /// The agent refused or failed, in its own words.
     #[error("{0}")]
     Refused(String),
@@ -62,8 +68,31 @@ pub enum Error {
 
 impl From<protocol::Error> for Error {
     fn from(error: protocol::Error) -> Self {
-        Self::Connection(error.into())
+        match error {
+            protocol::Error::Version(version) => Self::Version(version),
+            error => Self::Connection(error.into()),
+        }
     }
+}
+
+impl From<connection::Error> for Error {
+    fn from(error: connection::Error) -> Self {
+        match error {
+            connection::Error::Protocol(error) => error.into(),
+            error => Self::Connection(error),
+        }
+    }
+}
+
+/// Bytes for the guest's random numbers, drawn now.
+fn entropy() -> io::Result<Entropy> {
+    let mut bytes = [0; ENTROPY_LEN];
+    let mut rest = &mut bytes[..];
+    while !rest.is_empty() {
+        let done = rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty())?;
+        rest = &mut rest[done..];
+    }
+    Ok(Entropy(bytes))
 }
 
 /// Words of a guest, for a terminal, which they are not to steer.
@@ -140,10 +169,11 @@ impl Session {
             outgoing: Outgoing::new(stream.try_clone().map_err(io)?),
             stream,
         };
-        session.outgoing.request(&Request::Hello(Hello))?;
+        let hello = Request::Hello(entropy().map_err(io)?);
+        session.outgoing.request(&hello)?;
         session.outgoing.request(request)?;
         match session.incoming.reply() {
-            Ok(Reply::Hello(_)) => {}
+            Ok(Reply::Hello) => {}
             // It serves nobody else now.
             Ok(Reply::Error(why)) => return Err(Error::Refused(words(why))),
             Ok(_) => return Err(Error::Unexpected),
@@ -154,6 +184,19 @@ impl Session {
         }
         session.stream.set_read_timeout(None).map_err(io)?;
         Ok(session)
+    }
+}
+
+/// Has the guest shut itself down. It does that after its answer.
+///
+/// # Errors
+/// See [`Error`].
+pub fn power_off(stream: UnixStream) -> Result<(), Error> {
+    let mut session = Session::open(stream, &Request::PowerOff)?;
+    match session.incoming.reply()? {
+        Reply::Done => Ok(()),
+        Reply::Error(why) => Err(Error::Refused(words(why))),
+        _ => Err(Error::Unexpected),
     }
 }
 

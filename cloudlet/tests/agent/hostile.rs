@@ -11,18 +11,22 @@ use std::time::Duration;
 
 use cloudlet::agent::{self, Error};
 use cloudlet_agent::connection::{self, Incoming, Outgoing};
-use cloudlet_agent::protocol::{self, End, Exec, Hello, Reply, Request, Stream, WINDOW};
+use cloudlet_agent::protocol::{
+    self, ENTROPY_LEN, End, Entropy, Exec, Reply, Request, Stream, WINDOW,
+};
 use cloudlet_agent::server::SESSIONS_MAX;
 use cloudlet_agent::tree::{Entry, Meta};
 
 use crate::util::{Agent, listing, shell, streams};
+
+const HELLO: Request<'static> = Request::Hello(Entropy([7; ENTROPY_LEN]));
 
 /// A connection to an agent that says `replies` after its hello, whatever it is asked.
 fn liar(replies: Vec<Reply<'static>>) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();
     thread::spawn(move || {
         let mut outgoing = Outgoing::new(&theirs);
-        for reply in [vec![Reply::Hello(Hello)], replies].concat() {
+        for reply in [vec![Reply::Hello], replies].concat() {
             if outgoing.reply(&reply).is_err() {
                 return;
             }
@@ -176,20 +180,6 @@ fn an_agent_that_sends_too_much_or_nonsense_is_left() {
     assert_eq!(result.unwrap().1, "?]0;x?");
 }
 
-#[test]
-fn an_agent_of_another_version_is_named() {
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
-    theirs
-        .write_all(b"\x01\0\0\0\x0c\0\0\0CLDAGENT\x09\0\0\0")
-        .unwrap();
-    let error = agent::sync(ours).unwrap_err();
-    let source = std::error::Error::source(&error).map(ToString::to_string);
-    assert!(
-        source.unwrap_or_default().contains("version 9"),
-        "{error:?}"
-    );
-}
-
 /// What the agent says to raw bytes, until it closes.
 fn say(agent: &Agent, bytes: &[u8]) -> Vec<u8> {
     let mut stream = agent.connect();
@@ -215,28 +205,50 @@ fn what_comes_along_with_the_request_is_not_forgotten() {
         arguments: vec![b"cat"],
         ..Exec::default()
     });
-    let all = [
-        Request::Hello(Hello),
-        cat,
-        Request::Stdin(b"input"),
-        Request::StdinEnd,
-    ];
+    let all = [HELLO, cat, Request::Stdin(b"input"), Request::StdinEnd];
     let mut stream = agent.connect();
     stream
         .set_read_timeout(Some(Duration::from_secs(5)))
         .unwrap();
     stream.write_all(&frames(&all)).unwrap();
     let mut incoming = Incoming::new(stream);
-    assert_eq!(incoming.reply().unwrap(), Reply::Hello(Hello));
+    assert_eq!(incoming.reply().unwrap(), Reply::Hello);
     let output = Reply::Output(Stream::Stdout, b"input");
     assert_eq!(incoming.reply().unwrap(), output);
     assert_eq!(incoming.reply().unwrap(), Reply::Exit(End::Code(0), ""));
 }
 
 #[test]
+fn other_versions_are_named_in_words() {
+    // An agent of the version before: its hello, and its answer to ours.
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs
+        .write_all(b"\x01\0\0\0\x0c\0\0\0CLDAGENT\x01\0\0\0")
+        .unwrap();
+    let error = agent::sync(ours).unwrap_err().to_string();
+    assert!(
+        error.contains("version 1") && error.contains("anew"),
+        "{error}"
+    );
+    // A request that came later than the agent, and those that are only for guests.
+    let agent = Agent::start();
+    for (request, words) in [
+        (
+            &b"\x0f\0\0\0\0\0\0\0"[..],
+            "does not know what it was asked for (request 0xf)",
+        ),
+        (&frames(&[Request::PowerOff]), "not expected here"),
+    ] {
+        let said = [&frames(&[HELLO]), request].concat();
+        let answer = String::from_utf8_lossy(&say(&agent, &said)).into_owned();
+        assert!(answer.contains(words), "{answer:?}");
+    }
+}
+
+#[test]
 fn the_agent_survives_any_host() {
     let agent = Agent::start();
-    let hello = frames(&[Request::Hello(Hello)]);
+    let hello = frames(&[HELLO]);
     let long = [&[1, 0, 0, 0], &u32::MAX.to_le_bytes()[..]].concat();
     for bytes in [
         &b""[..],
@@ -265,7 +277,7 @@ fn the_agent_survives_any_host() {
         vec![Request::Signal(9999)],
         vec![Request::Sync],
     ] {
-        let requests = [vec![Request::Hello(Hello), sleep.clone()], more].concat();
+        let requests = [vec![HELLO, sleep.clone()], more].concat();
         let answer = say(&agent, &frames(&requests));
         let mut incoming = Incoming::new(&answer[..]);
         let mut last = String::new();
