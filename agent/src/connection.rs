@@ -42,6 +42,11 @@ impl<R: Read> Incoming<R> {
         (self.source, self.decoder)
     }
 
+    /// The source, for what comes before the first frame.
+    pub fn source(&mut self) -> &mut R {
+        &mut self.source
+    }
+
     /// The next frame; waits for it.
     ///
     /// # Errors

@@ -44,7 +44,7 @@ pub(crate) enum Command {
     Pause(Vm),
     /// Let a VM's vCPUs run again
     Resume(Vm),
-    /// Ask a VM's guest to shut down, by the power button, and wait until it has
+    /// Ask a VM's guest to shut down, by its agent or else by the power button, and wait until it has
     #[command(after_help = "Example:\n  cloudlet shutdown web --timeout 120")]
     Shutdown(Shutdown),
     /// End a VM at once and forget it

@@ -37,7 +37,8 @@ pub enum Error {
     NoAgent,
     /// The guest says nothing at all.
     #[error(
-        "the guest does not answer: it may still boot, be waiting for its memory, or have no vsock driver"
+        "the guest does not answer: it may still boot, be waiting for its memory, be renewing its random \
+         numbers after a restore (`cloudlet status` says so), or have no vsock driver"
     )]
     Silent,
     /// The VM's socket says something odd.
@@ -85,7 +86,7 @@ impl From<connection::Error> for Error {
 }
 
 /// Bytes for the guest's random numbers, drawn now.
-fn entropy() -> io::Result<Entropy> {
+pub(crate) fn entropy() -> io::Result<Entropy> {
     let mut bytes = [0; ENTROPY_LEN];
     let mut rest = &mut bytes[..];
     while !rest.is_empty() {
@@ -96,7 +97,7 @@ fn entropy() -> io::Result<Entropy> {
 }
 
 /// Words of a guest, for a terminal, which they are not to steer.
-fn words(text: &str) -> String {
+pub(crate) fn words(text: &str) -> String {
     plain::line(text).into_owned()
 }
 
@@ -185,6 +186,18 @@ impl Session {
         session.stream.set_read_timeout(None).map_err(io)?;
         Ok(session)
     }
+
+    /// Waits until a request is carried out whose answer is no more than that, and takes no time.
+    fn done(mut self) -> Result<(), Error> {
+        self.stream
+            .set_read_timeout(Some(OPENING_TIMEOUT))
+            .map_err(connection::Error::from)?;
+        match self.incoming.reply()? {
+            Reply::Done => Ok(()),
+            Reply::Error(why) => Err(Error::Refused(words(why))),
+            _ => Err(Error::Unexpected),
+        }
+    }
 }
 
 /// Has the guest shut itself down. It does that after its answer.
@@ -192,12 +205,7 @@ impl Session {
 /// # Errors
 /// See [`Error`].
 pub fn power_off(stream: UnixStream) -> Result<(), Error> {
-    let mut session = Session::open(stream, &Request::PowerOff)?;
-    match session.incoming.reply()? {
-        Reply::Done => Ok(()),
-        Reply::Error(why) => Err(Error::Refused(words(why))),
-        _ => Err(Error::Unexpected),
-    }
+    Session::open(stream, &Request::PowerOff)?.done()
 }
 
 /// What trimming one file system came to.
@@ -240,16 +248,7 @@ pub fn sync(stream: UnixStream) -> Result<Vec<Trimmed>, Error> {
 /// # Errors
 /// See [`Error`].
 pub fn resize_console(path: &Path, size: Size) -> Result<(), Error> {
-    let mut session = Session::open(connect(path)?, &Request::Console(size))?;
-    session
-        .stream
-        .set_read_timeout(Some(OPENING_TIMEOUT))
-        .map_err(connection::Error::from)?;
-    match session.incoming.reply()? {
-        Reply::Done => Ok(()),
-        Reply::Error(why) => Err(Error::Refused(words(why))),
-        _ => Err(Error::Unexpected),
-    }
+    Session::open(connect(path)?, &Request::Console(size))?.done()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use cloudlet::control::{Client, Request};
 use cloudlet::launch::{End, Report, end_of};
 use cloudlet::registry::{self, VmDir};
@@ -161,11 +161,12 @@ pub(super) fn shutdown(host: &Host, args: &Shutdown) -> Result<()> {
     let (name, dir) = (&args.name, host.find(&args.name)?);
     // Opened now: whoever the VM is attached to may remove its directory before we look.
     let report = File::open(dir.report()).context("cannot read the VM's report")?;
-    host.ask(name, &Request::PowerButton)?;
+    let asked = ask_to_shut_down(host, name)?;
     let limit = Duration::from_secs(args.timeout);
     if !ends_within(&dir, limit) {
         bail!(
-            "{name} has not shut down within {limit:?} and runs on (`cloudlet stop` ends it at once)"
+            "{name} was asked by its {asked}, has not shut down within {limit:?} and runs on (`cloudlet \
+             stop` ends it at once)"
         );
     }
     match end_of(&report) {
@@ -173,7 +174,29 @@ pub(super) fn shutdown(host: &Host, args: &Shutdown) -> Result<()> {
         End::Reported(words) => bail!("{name} has ended, but not by a power-off: {words}"),
         End::Killed => bail!("{name} has ended, but not by a power-off: its process was killed"),
     }
+    let value = json!({ "name": name, "state": "shut down", "asked": asked });
     host.output
-        .result(&json!({ "name": name, "state": "shut down" }), String::new);
+        .result(&value, || format!("{name}: shut down by its {asked}"));
     Ok(())
+}
+
+/// Asks a guest to shut down: its agent, else by the power button. Says which was asked.
+fn ask_to_shut_down(host: &Host, name: &str) -> Result<&'static str> {
+    let state = host.ask(name, &Request::Status)?;
+    // A guest without a driver would be waited for, and none of a paused VM answers.
+    let can_answer = state["vsock_driver"] == true && state["state"] == "running";
+    let by_agent = if can_answer {
+        let agent = host.agent_of(name, Duration::ZERO);
+        agent.and_then(|agent| Ok(cloudlet::agent::power_off(agent)?))
+    } else {
+        Err(anyhow!("it has no vsock driver at work"))
+    };
+    let Err(no_agent) = by_agent else {
+        return Ok("agent");
+    };
+    match host.ask(name, &Request::PowerButton) {
+        Ok(_) => Ok("power button"),
+        Err(error) if can_answer => Err(error.context(format!("by its agent: {no_agent:#}"))),
+        Err(error) => Err(error),
+    }
 }

@@ -15,6 +15,7 @@
 //! | `nets.rs` | network cards: what is behind them |
 //! | `ops.rs` | what is done about requests |
 //! | `balloon.rs` | the memory balloon, and pauses without the guest's free pages |
+//! | `renewal.rs` | a restored guest differs from its clones before anybody meets it |
 //! | `save.rs` | images and overlays of the paused VM |
 //! | `supervise.rs` | what other threads tell the control thread |
 
@@ -27,6 +28,7 @@ mod formats;
 pub mod image;
 mod nets;
 mod ops;
+mod renewal;
 mod save;
 mod server;
 mod starting;
@@ -51,6 +53,7 @@ use crate::report;
 use crate::synthesis::chain;
 use build::Built;
 use ops::Ops;
+use renewal::Renewal;
 use starting::Starting;
 
 /// Longest specification read, in bytes.
@@ -131,7 +134,8 @@ fn start() -> Result<Process, Failure> {
     events.add_subscriber(Box::new(Arc::clone(&server)));
     events.add_subscriber(Box::new(Arc::clone(&watch)));
     hook(ThreadKind::Control)?;
-    let ops = Ops::new(about, console, server, watch, arrival);
+    let renewal = Renewal::of(&machine);
+    let ops = Ops::new(about, console, server, watch, arrival, renewal);
     Ok(Process {
         spec,
         lock,

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::build::{About, Incoming as Overlay, MemoryFile};
 use super::console::Console;
 use super::faults::Faults;
+use super::renewal::Renewal;
 use super::server::{ClientId, ControlServer, Incoming};
 use super::watch::{Ending, Watch};
 use super::{Failure, balloon, lock, nets, save, say};
@@ -34,6 +35,8 @@ pub(super) struct Ops {
     server: Arc<Mutex<ControlServer>>,
     watch: Arc<Mutex<Watch>>,
     overlay: Option<Overlay>,
+    /// That of a guest which was restored.
+    renewal: Option<Renewal>,
     started: Instant,
     /// Whether somebody has asked for a pause.
     paused: bool,
@@ -52,6 +55,7 @@ impl Ops {
         server: Arc<Mutex<ControlServer>>,
         watch: Arc<Mutex<Watch>>,
         overlay: Option<Overlay>,
+        renewal: Option<Renewal>,
     ) -> Self {
         let (leases, waiting, watching) = (HashSet::new(), Vec::new(), Vec::new());
         let (started, paused, stop) = (Instant::now(), false, false);
@@ -61,6 +65,7 @@ impl Ops {
             server,
             watch,
             overlay,
+            renewal,
             started,
             paused,
             leases,
@@ -85,6 +90,7 @@ impl Ops {
             return Ok(reason);
         }
         self.paused = paused;
+        self.renew(machine)?;
         if !paused {
             machine.resume()?;
         }
@@ -120,10 +126,20 @@ impl Ops {
     }
 
     fn turn(&mut self, machine: &mut Machine) -> Result<Option<ExitReason>, Failure> {
-        self.turn_for(
-            machine,
-            (!self.waiting.is_empty()).then_some(PROGRESS_PERIOD),
-        )
+        let progress = (!self.waiting.is_empty()).then_some(PROGRESS_PERIOD);
+        let retry = self.renewal.as_ref().and_then(Renewal::patience);
+        let exit = self.turn_for(machine, progress.into_iter().chain(retry).min())?;
+        if exit.is_none() {
+            self.renew(machine)?;
+        }
+        Ok(exit)
+    }
+
+    fn renew(&mut self, machine: &mut Machine) -> Result<(), Failure> {
+        match &mut self.renewal {
+            Some(renewal) => renewal.turn(machine),
+            None => Ok(()),
+        }
     }
 
     fn turn_for(
@@ -308,6 +324,7 @@ impl Ops {
             "disks": about.image.disks.len(),
             "base": about.image.base,
             "vsock": about.vsock,
+            "vsock_driver": machine.has_vsock_driver(),
             "uptime_ms": u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         });
         if !machine.is_running() {
@@ -325,6 +342,9 @@ impl Ops {
         self.faults.add_to(&mut status, &about.disks);
         for (card, said) in nets::status(machine) {
             status[card] = said;
+        }
+        if let Some(renewal) = &self.renewal {
+            status["renewal"] = renewal.describe();
         }
         if let Some(overlay) = &self.overlay {
             status["synthesis"] = overlay.status();

@@ -40,6 +40,14 @@ pub fn now() -> u64 {
     state().clock.now()
 }
 
+/// A random number.
+pub fn random_word() -> u64 {
+    let mut bytes = [0; 8];
+    // SAFETY: the bytes are the function's for the call.
+    unsafe { random(bytes.as_mut_ptr(), bytes.len()) };
+    u64::from_le_bytes(bytes)
+}
+
 /// Sets the distance of ticks.
 pub fn set_tick(nanoseconds: u64) {
     state().clock.set_tick(nanoseconds);

@@ -26,15 +26,18 @@ impl Rng {
         }
     }
 
-    /// Fills `out` with random bytes.
+    /// Fills `out` with random bytes. Those that were on their way when the machine was saved are not
+    /// used: each of its clones got the same.
     pub fn fill(&mut self, mut out: &mut [u8]) {
         while !out.is_empty() {
+            let machine = self.device.generation();
             let want = out.len().min(CHUNK);
             self.queue
                 .push(&[Part::write(self.buffer.as_mut_ptr(), want)]);
             self.queue.kick();
             let (_, got) = self.queue.wait(&self.device);
-            let got = got.min(want);
+            let moved = self.device.generation() != machine;
+            let got = if moved { 0 } else { got.min(want) };
             out[..got].copy_from_slice(&self.buffer[..got]);
             self.buffer.fill(0);
             out = &mut out[got..];

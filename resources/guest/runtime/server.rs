@@ -346,12 +346,13 @@ impl Server {
         format!(
             "{{\"version\":\"{}\",\"app\":{name},\"step_interval_ns\":{interval},\
              \"steps\":{steps},\"calls\":{calls},\"uptime_ns\":{},\"memory_bytes\":{},\
-             \"heap_used_bytes\":{heap_used},\"heap_bytes\":{heap_total},\"disks\":{},\"cid\":{}}}",
+             \"heap_used_bytes\":{heap_used},\"heap_bytes\":{heap_total},\"disks\":{},\"cid\":{},\"random\":\"{:016x}\"}}",
             env!("GUEST_VERSION"),
             host::now(),
             self.memory,
             self.disks.len(),
             self.vsock.as_ref().map_or(0, Vsock::cid),
+            host::random_word(),
         )
     }
 }

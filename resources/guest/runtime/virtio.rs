@@ -45,6 +45,11 @@ impl Device {
         unsafe { Register::new(self.base + offset) }
     }
 
+    /// Changes with the configuration space, and when the machine was restored elsewhere.
+    pub fn generation(&self) -> u32 {
+        self.reg(0xfc).read()
+    }
+
     /// A 32-bit field of the configuration space; `offset` a multiple of 4.
     pub fn config32(&self, offset: usize) -> u32 {
         self.reg(0x100 + offset).read()
@@ -53,10 +58,10 @@ impl Device {
     /// A 64-bit field of the configuration space, read until it holds still.
     pub fn config64(&self, offset: usize) -> u64 {
         loop {
-            let generation = self.reg(0xfc).read();
+            let generation = self.generation();
             let low = u64::from(self.config32(offset));
             let high = u64::from(self.config32(offset + 4));
-            if self.reg(0xfc).read() == generation {
+            if self.generation() == generation {
                 return high << 32 | low;
             }
         }

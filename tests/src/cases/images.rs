@@ -266,7 +266,8 @@ fn left_out(host: &Host) -> Outcome {
     Ok(())
 }
 
-fn which(tool: &str) -> Outcome<PathBuf> {
+/// Where a program is.
+pub(super) fn which(tool: &str) -> Outcome<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .map(|dir| dir.join(tool))

@@ -32,6 +32,7 @@ mod net;
 mod overlays;
 mod readme;
 mod refusals;
+mod renewal;
 mod snapshots;
 mod starting;
 mod synthesis;
@@ -235,6 +236,7 @@ pub fn all() -> Vec<Case> {
         bases::CASES,
         apps::CASES,
         agent::CASES,
+        renewal::CASES,
         overlays::CASES,
         refusals::CASES,
         synthesis::CASES,

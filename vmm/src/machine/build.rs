@@ -123,7 +123,7 @@ impl Machine {
     }
 
     /// Build a machine from a saved state, over the memory that belongs to it. It is paused; see
-    /// [`Machine::start`].
+    /// [`Machine::start`]. Its guest is kept apart; see [`Machine::let_in`].
     ///
     /// If pages of `ram` are still to be placed, whoever places them must be at work already:
     /// devices and KVM may look at guest memory in here.

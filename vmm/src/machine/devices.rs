@@ -20,13 +20,13 @@ use crate::config::{Discovery, MachineConfig};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::rate::Limits;
 use crate::devices::serial::{self, Serial, SerialState};
-use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, BalloonHandle};
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::{MmioState, MmioTransport, WINDOW_BYTES};
 use crate::devices::virtio::net::{Net, NetStats};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
+use crate::devices::virtio::{Gate, VirtioDevice};
 use crate::memory::Ram;
 
 /// Guest physical address of the first virtio window; the others follow without a gap.
@@ -106,6 +106,7 @@ impl Devices {
             devices,
             handles,
         } = backends.into_devices(config, ram)?;
+        handles.gate.close();
         let irq = serial_irq.try_clone().map_err(host)?;
         let serial = Serial::restore(&saved.serial, irq, output)?;
         let transports = devices
@@ -244,6 +245,11 @@ impl Devices {
         self.handles.balloon.as_ref()
     }
 
+    /// What keeps a restored guest apart.
+    pub(super) fn gate(&self) -> &Gate {
+        &self.handles.gate
+    }
+
     pub(super) fn nets(&self) -> impl Iterator<Item = &NetStats> {
         self.handles.nets.iter().map(Arc::as_ref)
     }
@@ -298,6 +304,7 @@ fn virtio_count(config: &MachineConfig) -> usize {
 struct Handles {
     balloon: Option<BalloonHandle>,
     nets: Vec<Arc<NetStats>>,
+    gate: Gate,
 }
 
 /// What backends become.
@@ -312,8 +319,12 @@ struct Made {
 impl Backends {
     fn into_devices(self, config: &MachineConfig, ram: &Ram) -> Result<Made, MachineError> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
+        let gate = Gate::default();
         match (config.vsock_cid, self.vsock) {
-            (Some(cid), Some(socket)) => devices.push(Box::new(Vsock::new(cid, socket)?)),
+            (Some(cid), Some(socket)) => {
+                let vsock = Vsock::new(cid, socket)?;
+                devices.push(Box::new(vsock.behind(gate.clone())));
+            }
             (None, None) => {}
             (wanted, given) => {
                 return Err(MachineError::Backends {
@@ -361,7 +372,7 @@ impl Backends {
                 source,
             })?;
             nets.push(net.stats());
-            devices.push(Box::new(net));
+            devices.push(Box::new(net.behind(gate.clone())));
         }
         Ok(Made {
             output: self.serial_out,
@@ -369,6 +380,7 @@ impl Backends {
             handles: Handles {
                 balloon: handle,
                 nets,
+                gate,
             },
         })
     }

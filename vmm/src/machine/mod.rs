@@ -8,6 +8,7 @@
 //! | `clock.rs` | the guest's clocks over a save |
 //! | `devices.rs` | which devices there are, where they sit, how they are wired |
 //! | `acpi.rs` | what the host can tell an ACPI guest: the power button, the generation id |
+//! | `apart.rs` | keeping a restored guest apart from the world |
 //! | `hints.rs` | pausing without the pages that the guest does not use |
 //! | `power.rs` | the power-off port |
 //! | `handle.rs` | requests from other threads |
@@ -19,6 +20,7 @@
 //! reason. `pause` stops the guest at an instruction boundary, and only then can it be saved.
 
 mod acpi;
+mod apart;
 mod build;
 mod clock;
 mod devices;

@@ -8,6 +8,7 @@
 pub mod balloon;
 pub mod block;
 pub mod buffers;
+mod gate;
 pub mod mmio;
 pub mod net;
 pub mod queue;
@@ -25,6 +26,7 @@ use thiserror::Error;
 
 use self::queue::{QueueError, VirtQueue};
 
+pub use self::gate::Gate;
 pub use crate::memory::GuestRam;
 
 /// Device types, virtio 1.2 section 5.

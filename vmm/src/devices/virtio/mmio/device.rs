@@ -87,7 +87,7 @@ pub(super) struct Core {
     pub(super) driver_features: u64,
     pub(super) queue_select: u32,
     /// Counts changes of configuration space, so that a driver notices one while it reads.
-    config_generation: u32,
+    pub(super) config_generation: u32,
     /// The machine is paused: no guest memory may change.
     pub(super) paused: bool,
     /// Backend descriptors (bit by index) taken out of the event loop while the device could do

@@ -28,6 +28,11 @@ impl MmioTransport {
     /// Lets the device go on; the next turn of the event loop looks at everything that waited.
     pub fn resume(&self) {
         self.shared.lock().paused = false;
+        self.wake();
+    }
+
+    /// Has the next turn of the event loop look at everything, if the device may work.
+    pub fn wake(&self) {
         // The eventfd is our own: a write can only find it raised already.
         let _ = self.shared.wake.write(1);
     }

@@ -79,6 +79,19 @@ impl MmioTransport {
     }
 }
 
+/// A number that the driver has most likely not read before the save: one that compares the numbers from
+/// before and after something learns that it went on elsewhere in between.
+fn new_generation() -> Result<u32, RestoreError> {
+    let mut bytes = [0; 4];
+    // SAFETY: the kernel writes at most as many bytes as `bytes` has.
+    let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(count) != Ok(bytes.len()) {
+        let error = DeviceError::host("getrandom")(std::io::Error::last_os_error());
+        return Err(RestoreError::Activate(error));
+    }
+    Ok(u32::from_le_bytes(bytes))
+}
+
 impl super::device::Core {
     fn restore(&mut self, state: &MmioState) -> Result<(), RestoreError> {
         let refused = state.driver_features & !self.offered();
@@ -101,6 +114,7 @@ impl super::device::Core {
             queue.available = saved.available;
             queue.used = saved.used;
         }
+        self.config_generation = new_generation()?;
         self.paused = true;
         self.status = state.status;
         self.device_features_select = state.device_features_select;

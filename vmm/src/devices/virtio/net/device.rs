@@ -15,7 +15,7 @@ use super::receive::{Receiver, Step};
 use super::tap;
 use crate::devices::rate::{Limiter, Limits};
 use crate::devices::virtio::queue::Chain;
-use crate::devices::virtio::{DeviceError, DeviceIo};
+use crate::devices::virtio::{DeviceError, DeviceIo, Gate};
 
 /// Bytes of the header before each frame, section 5.1.6.
 pub const HEADER_BYTES: usize = 12;
@@ -109,6 +109,8 @@ pub struct Net {
     set_up_due: bool,
     /// The driver has yet to hear that the link changed.
     pub(super) announce: bool,
+    /// While it is closed no frame passes in either direction.
+    gate: Gate,
 }
 
 impl Net {
@@ -160,12 +162,18 @@ impl Net {
             features: 0,
             set_up_due: false,
             announce: false,
+            gate: Gate::default(),
         };
         for (slot, byte) in net.config.iter_mut().zip(mac.bytes()) {
             *slot = byte;
         }
         net.show_link();
         Ok(net)
+    }
+
+    /// The same card, whose frames wait while `gate` is closed.
+    pub fn behind(self, gate: Gate) -> Self {
+        Self { gate, ..self }
     }
 
     /// What the device says of itself, also once it is behind its transport.
@@ -289,6 +297,9 @@ impl Net {
 
     /// Hands the guest frames, until one of the two sides has no more or the turn is over.
     pub(super) fn receive(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        if self.gate.is_closed() {
+            return Ok(());
+        }
         let result = self.receive_frames(io);
         if let Some(queue) = io.queues.get_mut(RX_QUEUE) {
             self.receiver.put_back(queue);
@@ -344,6 +355,9 @@ impl Net {
 
     /// Sends what the guest gives, until there is no more or the turn is over.
     pub(super) fn transmit(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        if self.gate.is_closed() {
+            return Ok(());
+        }
         let mut chain = std::mem::take(&mut self.tx);
         let result = self.transmit_frames(io, &mut chain);
         self.tx = chain;

@@ -16,6 +16,7 @@ use crate::devices::virtio::testing::{
 };
 use crate::devices::virtio::{GuestRam, buffers::Buffers};
 
+mod gate_tests;
 mod link_tests;
 mod stream_tests;
 mod tap_tests;

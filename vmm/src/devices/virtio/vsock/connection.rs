@@ -70,6 +70,8 @@ pub(super) struct Connection {
     pub(super) guest_port: u32,
     /// Tells this connection from earlier ones in the same slot.
     pub(super) generation: u32,
+    /// It passes a closed gate.
+    pub(super) may_pass: bool,
     /// It is in the device's list of connections with something to send.
     pub(super) listed: bool,
     pub(super) owed: u8,
@@ -105,6 +107,7 @@ impl Connection {
             host_port: 0,
             guest_port: 0,
             generation,
+            may_pass: false,
             listed: false,
             owed: 0,
             readable: false,

@@ -17,7 +17,7 @@ use super::host::{HostSocket, Line, Opening, VsockError};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM, op};
 use crate::devices::virtio::buffers::Buffers;
 use crate::devices::virtio::queue::{Chain, QueueError, VirtQueue};
-use crate::devices::virtio::{DeviceError, DeviceIo, GuestRam};
+use crate::devices::virtio::{DeviceError, DeviceIo, Gate, GuestRam};
 
 /// Connections at once; more are refused.
 pub const CONNECTIONS_MAX: usize = 256;
@@ -62,6 +62,10 @@ pub struct Vsock {
     rx: Chain,
     tx: Chain,
     pub(super) news: News,
+    /// While it is closed only its own calls get anything to the guest.
+    pub(super) gate: Gate,
+    /// It was closed when it was last looked at.
+    held: bool,
 }
 
 /// What the driver knows of a restore, which took all its connections.
@@ -100,6 +104,8 @@ impl Vsock {
             rx: Chain::default(),
             tx: Chain::default(),
             news: News::None,
+            gate: Gate::default(),
+            held: false,
         };
         // From here on, for good: the event loop does not look at the epoll before the device is
         // active, and a vCPU that activates or resets it has no epoll_ctl.
@@ -108,6 +114,29 @@ impl Vsock {
             source,
         })?;
         Ok(device)
+    }
+
+    /// The same device, whose connections wait while `gate` is closed.
+    pub fn behind(self, gate: Gate) -> Self {
+        Self { gate, ..self }
+    }
+
+    /// Makes the gate's calls, and goes on with what waited if it has been opened.
+    pub(super) fn look_at_gate(&mut self) {
+        while let Some((stream, port)) = self.gate.take_call() {
+            // Without room the stream is closed, which is the answer.
+            if let Some(slot) = self.add(stream, Phase::Requested) {
+                if let Some(connection) = self.connection(slot) {
+                    connection.may_pass = true;
+                }
+                self.request(slot, port);
+                self.touch(slot);
+            }
+        }
+        let was_held = std::mem::replace(&mut self.held, self.gate.is_closed());
+        if was_held && !self.held {
+            (0..self.slots.len()).for_each(|slot| self.touch(slot));
+        }
     }
 
     pub(super) fn guest_cid(&self) -> u64 {
@@ -225,7 +254,9 @@ impl Vsock {
 
     /// Puts the connection in the list of senders if it has something to send.
     fn touch(&mut self, slot: usize) {
+        let closed = self.gate.is_closed();
         if let Some(connection) = self.connection(slot)
+            && (connection.may_pass || !closed)
             && !connection.listed
             && connection.has_work()
         {

@@ -32,11 +32,13 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, _features: u64) -> Result<(), DeviceError> {
+        self.gate.set_driven(true);
         self.listen()
             .map_err(DeviceError::host("watching the vsock socket"))
     }
 
     fn reset(&mut self) {
+        self.gate.set_driven(false);
         self.clear();
     }
 
@@ -44,6 +46,7 @@ impl VirtioDevice for Vsock {
         // It may have stopped for want of descriptors before a reset gave them all back.
         self.listen()
             .map_err(DeviceError::host("watching the vsock socket"))?;
+        self.look_at_gate();
         match queue {
             TX_QUEUE => {
                 if !self.receive(io)? || io.enable_kicks(TX_QUEUE)? {
@@ -57,6 +60,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn backend_event(&mut self, _: usize, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        self.look_at_gate();
         self.poll_sockets()?;
         self.send(io)
     }

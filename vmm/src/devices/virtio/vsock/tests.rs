@@ -1,6 +1,7 @@
 //! The socket device behind its transport, with a guest's driver on one side and host programs on
 //! the other.
 
+mod gate;
 mod hostile;
 
 use std::collections::VecDeque;
@@ -14,6 +15,7 @@ use proptest::prelude::*;
 
 use super::packet::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
 use super::*;
+use crate::devices::virtio::Gate;
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::testing::{BUFFERS, Driver, EVENT_IDX, LOW_RAM};
 
@@ -38,9 +40,13 @@ impl Guest {
     }
 
     fn with(features: u64, rx_bytes: u32, rx_count: u16) -> Self {
+        Self::behind(Gate::default(), features, rx_bytes, rx_count)
+    }
+
+    fn behind(gate: Gate, features: u64, rx_bytes: u32, rx_count: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let host = HostSocket::bind(&dir.path().join("v")).unwrap();
-        let device = Box::new(Vsock::new(CID, host).unwrap());
+        let device = Box::new(Vsock::new(CID, host).unwrap().behind(gate));
         let driver = Driver::started(device, features);
         let mut guest = Self {
             driver,
@@ -485,6 +491,11 @@ fn restore_tells_the_guest_that_connections_are_gone() {
     let ram = guest.driver.guest.clone();
     let transport = MmioTransport::restore(&state, ram.clone(), device).unwrap();
     assert_eq!(transport.save(), state);
+    // A driver that looks twice notices that it is elsewhere.
+    let mut restored = Driver::with(ram.clone(), transport);
+    let generation = |driver: &mut Driver| driver.read(0xfc);
+    assert_ne!(generation(&mut restored), generation(&mut guest.driver));
+    let transport = restored.transport;
     let queues = guest.driver.queues.clone();
     guest.driver = Driver::with(ram, transport);
     guest.driver.queues = queues;
