@@ -16,7 +16,7 @@ pub(crate) const ANSWER_SECS: u64 = 30;
 /// How long one that has answered may take to end: what its guest wrote to named layers is flushed.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// How long a process may take to go once it was killed, or has said that it goes.
-const GONE_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const GONE_LIMIT: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(2);
 
 /// How a VM ended.
@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(2);
 enum End {
     /// In order, or it had ended already.
     InOrder,
-    /// Before it ran, and a thread of this process waits in the kernel.
+    /// It has, but a thread of this process waits in the kernel.
     Stuck { pid: u32 },
     /// Its process was killed.
     Killed,
@@ -72,10 +72,9 @@ fn end(dir: &VmDir, limit: Option<Duration>) -> Result<End> {
         let held = holder.and_then(|holder| holder.open().ok().flatten());
         let asked = limit.map(|limit| ask(dir, limit)).transpose()?;
         match asked.unwrap_or(Asked::Silent) {
-            Asked::Starting if ends_within(dir, GONE_LIMIT) => {
-                end = after_start(holder, held.as_ref());
+            Asked::Ends if ends_within(dir, END_LIMIT) => {
+                end = after_end(holder, held.as_ref());
             }
-            Asked::Ends if ends_within(dir, END_LIMIT) => {}
             _ => {
                 kill(dir, holder, held.as_ref())?;
                 end = End::Killed;
@@ -90,8 +89,6 @@ fn end(dir: &VmDir, limit: Option<Duration>) -> Result<End> {
 enum Asked {
     /// It ends.
     Ends,
-    /// It ends before it has run.
-    Starting,
     /// There was no answer.
     Silent,
 }
@@ -102,7 +99,6 @@ fn ask(dir: &VmDir, limit: Duration) -> Result<Asked> {
         client.ask(&Request::Stop)
     });
     match asked {
-        Ok(said) if said["state"] == "starting" => Ok(Asked::Starting),
         Ok(_) => Ok(Asked::Ends),
         Err(error) if error.is_timeout() => Ok(Asked::Silent),
         // It may be gone before its answer is read.
@@ -114,8 +110,10 @@ fn ask(dir: &VmDir, limit: Duration) -> Result<Asked> {
     }
 }
 
-/// A VM that was stopped before it ran has given up its name, but its process may not be able to go.
-fn after_start(holder: Option<Holder>, held: Option<&Held>) -> End {
+/// The name is free a moment before the process is gone, and with it the locks of layers and base VMs,
+/// interfaces and ports: whoever has stopped a VM finds them free. A VM that was stopped before it ran may
+/// have a process that cannot go.
+fn after_end(holder: Option<Holder>, held: Option<&Held>) -> End {
     match (holder, held) {
         (Some(holder), Some(held)) if !held.ends_within(GONE_LIMIT) => {
             End::Stuck { pid: holder.pid }

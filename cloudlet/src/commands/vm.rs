@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::Host;
 use super::output::{megabytes, table, text_of};
-use super::stop::ends_within;
+use super::stop::{GONE_LIMIT, ends_within};
 use crate::cli::{Balloon, Shutdown};
 
 /// How long a VM may take to answer `ps`.
@@ -161,6 +161,7 @@ pub(super) fn shutdown(host: &Host, args: &Shutdown) -> Result<()> {
     let (name, dir) = (&args.name, host.find(&args.name)?);
     // Opened now: whoever the VM is attached to may remove its directory before we look.
     let report = File::open(dir.report()).context("cannot read the VM's report")?;
+    let held = dir.holder().and_then(|holder| holder.open().ok().flatten());
     let asked = ask_to_shut_down(host, name)?;
     let limit = Duration::from_secs(args.timeout);
     if !ends_within(&dir, limit) {
@@ -169,6 +170,8 @@ pub(super) fn shutdown(host: &Host, args: &Shutdown) -> Result<()> {
              stop` ends it at once)"
         );
     }
+    // What it had locked is free when its process is gone.
+    let _ = held.is_none_or(|held| held.ends_within(GONE_LIMIT));
     match end_of(&report) {
         End::InOrder => {}
         End::Reported(words) => bail!("{name} has ended, but not by a power-off: {words}"),

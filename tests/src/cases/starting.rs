@@ -87,7 +87,7 @@ fn no_files(host: &Host) -> Outcome {
         (&["run", "--kernel", &pipe], "is a pipe"),
         (&["run", "--kernel", "/dev/null"], "is a character device"),
         (&["run", "--kernel", "/proc"], "is a directory"),
-        (&["run", "--initrd", &pipe], "is a pipe"),
+        (&["run", "--initrd", &pipe, "--kernel", "disk"], "is a pipe"),
         (&["run", "--disk", &pipe], "is a pipe"),
         (&["run", "--disk", "/dev/zero"], "is a character device"),
         (&["overlay", "show", &pipe], "is a pipe"),
@@ -406,7 +406,13 @@ fn not_utf_8(host: &Host) -> Outcome {
     let all: [&[&OsStr]; 10] = [
         &[word("run"), word("--name"), name],
         &[word("run"), word("--kernel"), path.as_os_str()],
-        &[word("run"), word("--initrd"), path.as_os_str()],
+        &[
+            word("run"),
+            word("--kernel"),
+            word("/dev/null"),
+            word("--initrd"),
+            path.as_os_str(),
+        ],
         &[word("run"), word("--disk"), &disk],
         &[
             word("run"),
