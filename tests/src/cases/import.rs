@@ -157,7 +157,7 @@ fn images(host: &Host) -> Outcome {
         let (named, out) = (format!("{source}:web:1"), number.to_string());
         host.ok(&arguments(&named, &out))?;
         ensure_eq!(ask(host, &out, "cat /name")?, "web\n", "{source}");
-        let process = ask(host, &out, "cat /etc/cloudlet/entrypoint")?;
+        let process = ask(host, &out, "cat /etc/cloudlet/entry")?;
         ensure!(process.contains("/bin/web"), "{source}: {process}");
         let blobs = ask(host, &out, "ls /")?;
         ensure!(!blobs.contains("manifest"), "{source}: {blobs}");
