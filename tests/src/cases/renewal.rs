@@ -136,12 +136,11 @@ fn clones(host: &Host) -> Outcome {
     host.ok(&[
         "run", "--image", &image, "--name", "vm", "--memory", "192", "--detach",
     ])?;
-    let wait = host.limit(BOOT).as_secs().to_string();
     let draw = format!(
         "setsid sh -c '{DRAW}' </dev/null >/dev/null 2>&1 &
         until [ -s /run/drawn ]; do sleep 0.1; done"
     );
-    host.ok(&["exec", "--wait", &wait, "vm", "--", "sh", "-c", &draw])?;
+    await_agent(host, &draw)?;
     let snap = host.path("snap").to_string_lossy().into_owned();
     host.ok(&["snapshot", "vm", &snap])?;
     host.ok(&["stop", "vm"])?;
@@ -181,6 +180,14 @@ fn by_agent(host: &Host, vm: &str, pid: u32) -> Outcome {
     host.wait_for_end(pid)
 }
 
+/// Runs `script` in the guest of the VM `vm` once that has booted.
+fn await_agent(host: &Host, script: &str) -> Outcome {
+    let limit = host.limit(BOOT);
+    let wait = limit.as_secs().to_string();
+    let exec = host.spawn(&["exec", "--wait", &wait, "vm", "--", "sh", "-c", script])?;
+    exec.wait(limit * 2)?.expect_code(0).map(drop)
+}
+
 /// Starts the image with a layer of its own on its root.
 fn start(host: &Host, image: &str, layer: &str) -> Outcome<u32> {
     let dir = Path::new(image);
@@ -201,8 +208,7 @@ fn start(host: &Host, image: &str, layer: &str) -> Outcome<u32> {
         "run", "--name", "vm", "--memory", "384", "--disk", &disk, "--detach",
     ];
     let pid = pid_of(&host.json(&[&args[..], &boot[..]].concat())?)?;
-    let wait = host.limit(BOOT).as_secs().to_string();
-    host.ok(&["exec", "--wait", &wait, "vm", "--", "true"])?;
+    await_agent(host, "true")?;
     Ok(pid)
 }
 
