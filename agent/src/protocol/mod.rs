@@ -125,6 +125,7 @@ pub(crate) mod kind {
     pub(crate) const TREE_DATA: u8 = 0x24;
     pub(crate) const TREE_UP: u8 = 0x25;
     pub(crate) const TREE_HOLE: u8 = 0x26;
+    pub(crate) const TREE_CAPABILITY: u8 = 0x27;
     pub(crate) const STDOUT: u8 = 0x80;
     pub(crate) const STDERR: u8 = 0x81;
     pub(crate) const TAKEN_STDIN: u8 = 0x82;
@@ -137,7 +138,7 @@ pub(crate) mod kind {
     pub(crate) fn is_known(kind: u8) -> bool {
         matches!(
             kind,
-            HELLO..=POWER_OFF | STDIN..=RESIZE | TREE_EXTENT..=TREE_HOLE | STDOUT..=TRIMMED | DONE | ERROR
+            HELLO..=POWER_OFF | STDIN..=RESIZE | TREE_EXTENT..=TREE_CAPABILITY | STDOUT..=TRIMMED | DONE | ERROR
         )
     }
 }

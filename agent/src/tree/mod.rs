@@ -1,16 +1,18 @@
 //! Files and directories as a sequence of entries, and back.
 //!
 //! ```text
-//! size?  directory  (file (data | hole)* data(empty) | link | directory ... up)*  up
-//! size?  file (data | hole)* data(empty)
+//! size?  directory  (file capability? (data | hole)* data(empty) | link | directory ... up)*  up
+//! size?  file capability? (data | hole)* data(empty)
 //! ```
 //!
 //! The outermost entry has no name: whoever receives it says what it is to be called. All others have
 //! one of a single component, so that no path is ever resolved: the receiver holds its directories
-//! open, makes everything beside them by name, and follows no link. Modes and times of change go
-//! along, owners do not, and hard links become files of their own. Files that are neither data,
-//! directory nor symbolic link are left out and counted.
+//! open, makes everything beside them by name, and follows no link. Modes, times of change and the
+//! capabilities of files go along; owners do not, and hard links become files of their own. Files that are
+//! neither data, directory nor symbolic link are left out and counted, and so are other extended
+//! attributes.
 
+mod capability;
 mod receive;
 mod send;
 #[cfg(test)]
@@ -92,6 +94,8 @@ pub struct Extent {
     pub entries: u64,
     /// What is left out.
     pub skipped: u64,
+    /// Files and directories that have extended attributes which are left out.
+    pub stripped: u64,
 }
 
 /// A part of a tree.
@@ -122,6 +126,8 @@ pub enum Entry<'a> {
         /// Where it points.
         target: &'a [u8],
     },
+    /// The file's capabilities, as the kernel keeps them; before its data.
+    Capability(&'a [u8]),
     /// Data of the file; none: its end.
     Data(&'a [u8]),
     /// So many zeros of the file, which take no room; at least one.
@@ -145,12 +151,14 @@ impl<'a> Entry<'a> {
                 .u64(extent.bytes)
                 .u64(extent.entries)
                 .u64(extent.skipped)
+                .u64(extent.stripped)
                 .end(),
             Self::Directory { name, meta } => named(out, kind::TREE_DIRECTORY, meta, name).end(),
             Self::File { name, meta } => named(out, kind::TREE_FILE, meta, name).end(),
             Self::Link { name, meta, target } => {
                 named(out, kind::TREE_LINK, meta, name).bytes(target).end()
             }
+            Self::Capability(value) => new(out, kind::TREE_CAPABILITY).raw(value).end(),
             Self::Data(bytes) => new(out, kind::TREE_DATA).raw(bytes).end(),
             Self::Hole(length) => new(out, kind::TREE_HOLE).u64(*length).end(),
             Self::Up => new(out, kind::TREE_UP).end(),
@@ -164,6 +172,7 @@ impl<'a> Entry<'a> {
                 bytes: fields.u64()?,
                 entries: fields.u64()?,
                 skipped: fields.u64()?,
+                stripped: fields.u64()?,
             }),
             kind::TREE_DIRECTORY => {
                 let (meta, name) = named(&mut fields)?;
@@ -181,6 +190,10 @@ impl<'a> Entry<'a> {
                 }
                 Self::Link { name, meta, target }
             }
+            kind::TREE_CAPABILITY if capability::is_one(frame.payload) => {
+                return Ok(Self::Capability(frame.payload));
+            }
+            kind::TREE_CAPABILITY => return Err(fields.malformed()),
             kind::TREE_DATA => return Ok(Self::Data(frame.payload)),
             kind::TREE_HOLE => match fields.u64()? {
                 0 => return Err(fields.malformed()),

@@ -4,7 +4,8 @@
 //! A file is written under a name of its own and renamed when it is whole; one that does not become
 //! whole is removed again. In the place of a file it takes that one's owner and mode. A link is
 //! replaced, whoever made it: it may be one that came with an earlier tree. What is neither file nor link
-//! stays.
+//! stays. Capabilities are privileges, as the bits of a mode that change who runs a file are: whoever does
+//! not take those from the sender does not take capabilities either, and counts them.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -18,7 +19,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{DEPTH_MAX, Entry, Error, Invalid, Meta, check_name};
+use super::{DEPTH_MAX, Entry, Error, Invalid, Meta, capability, check_name};
 
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
@@ -34,7 +35,12 @@ pub struct Received {
     pub bytes: u64,
     /// Files, directories and links.
     pub entries: u64,
+    /// Files whose capabilities were not taken.
+    pub unprivileged: u64,
 }
+
+/// Bits of a mode that change who runs a file.
+const PRIVILEGES: u16 = 0o6000;
 
 /// Makes a tree of entries.
 #[derive(Debug)]
@@ -79,6 +85,7 @@ struct Partial {
     temporary: String,
     name: OsString,
     meta: Meta,
+    capability: Option<Vec<u8>>,
     file: File,
     /// Whether it ends with a hole, so far.
     ends_hollow: bool,
@@ -155,6 +162,7 @@ impl Receiver {
         match entry {
             _ if self.complete => Err(Invalid::Order.into()),
             Entry::Extent(_) if self.place.is_some() => Ok(()),
+            Entry::Capability(value) => self.capability(value),
             Entry::Data(bytes) => self.data(bytes),
             Entry::Hole(length) => self.hole(length),
             Entry::Up if self.file.is_none() => self.up(),
@@ -259,11 +267,23 @@ impl Receiver {
             temporary,
             name,
             meta,
+            capability: None,
             file: file.into(),
             ends_hollow: false,
             shown,
             renamed: false,
         });
+        Ok(())
+    }
+
+    /// Notes a file's capabilities, which are set when it is whole: writing takes them away.
+    fn capability(&mut self, value: &[u8]) -> Result<(), Error> {
+        let partial = self.file.as_mut().ok_or(Invalid::Order)?;
+        if self.modes & PRIVILEGES == PRIVILEGES {
+            partial.capability = Some(value.to_vec());
+        } else {
+            self.received.unprivileged += 1;
+        }
         Ok(())
     }
 
@@ -325,6 +345,10 @@ impl Receiver {
         };
         self.set_attributes(partial.file.as_fd(), meta)
             .map_err(failed("set the attributes of", &partial.shown))?;
+        if let Some(value) = &partial.capability {
+            capability::set(&partial.file, value)
+                .map_err(failed("keep the capabilities of", &partial.shown))?;
+        }
         rustix::fs::renameat(directory, &partial.temporary, directory, &partial.name)
             .map_err(failed("put in place", &partial.shown))?;
         partial.renamed = true;

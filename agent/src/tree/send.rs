@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 
 use crate::sparse;
 
-use super::{DEPTH_MAX, Entry, Error, Extent, Invalid, MODE_MASK, Meta};
+use super::{DEPTH_MAX, Entry, Error, Extent, Invalid, MODE_MASK, Meta, capability};
 
 /// Bytes of data in one entry.
 const DATA_LEN: usize = 64 << 10;
@@ -46,6 +46,7 @@ pub fn send<E: From<Error>>(
                 bytes: length_of(&stat),
                 entries: 1,
                 skipped: 0,
+                stripped: capability::has_others(root.as_fd()).into(),
             };
             (walk.sink)(Entry::Extent(extent))?;
             walk.file(b"", &stat, root)?;
@@ -119,6 +120,7 @@ fn measure(
         return Err(Invalid::Depth.into());
     }
     extent.entries += 1;
+    extent.stripped += u64::from(capability::has_others(directory));
     for name in names(directory).map_err(failed::<Error>("read", at))? {
         let Ok(stat) = rustix::fs::statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) else {
             continue;
@@ -126,6 +128,7 @@ fn measure(
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
                 extent.entries += 1;
+                extent.stripped += u64::from(capability::name_has_others(directory, &name));
                 extent.bytes = extent.bytes.saturating_add(length_of(&stat));
             }
             FileType::Symlink => extent.entries += 1,
@@ -224,6 +227,9 @@ impl<S> Walk<'_, S> {
     {
         let meta = meta_of(stat);
         (self.sink)(Entry::File { name, meta })?;
+        if let Some(value) = capability::get(&file).map_err(failed("read", &self.at))? {
+            (self.sink)(Entry::Capability(&value))?;
+        }
         let mut file = File::from(file);
         if has_holes(stat) {
             self.stretches(&mut file, length_of(stat))?;

@@ -102,6 +102,7 @@ pub fn get(
                 bytes: received.bytes,
                 entries: received.entries,
                 skipped: extent.skipped,
+                stripped: extent.stripped.saturating_add(received.unprivileged),
             });
         }
     }

@@ -151,7 +151,8 @@ One of the two is in the guest, as VM:PATH, and needs the agent there; a path on
 in it is written ./a:b. A directory is copied with all that is in it. If DST is a directory, the copy
 is made in it; otherwise it gets that name. DIR/. stands for what is in DIR.
 
-Modes and times of change are kept (from a guest without set-user-ID and such), owners are not, links
+Modes, times of change and capabilities of files are kept (from a guest without capabilities, set-user-ID
+and such); owners and other extended attributes are not, and how many files had some is said. Links
 are copied as links, devices and sockets are left out. A file appears under its name when it is whole.
 
 A file in the place of another keeps that one's owner and mode (and fails where this user may not set

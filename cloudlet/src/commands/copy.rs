@@ -79,12 +79,19 @@ pub(super) fn copy(host: &Host, args: &Cp) -> Result<ExitCode> {
             extent.skipped
         ));
     }
+    if extent.stripped > 0 {
+        tell(&format!(
+            "cloudlet: extended attributes of {} left out: capabilities of files go into a guest, and none out of it",
+            extent.stripped
+        ));
+    }
     let value = json!({
         "source": show(&args.source),
         "destination": show(&args.destination),
         "bytes": extent.bytes,
         "entries": extent.entries,
         "skipped": extent.skipped,
+        "stripped": extent.stripped,
     });
     host.output.result(&value, || match extent.entries {
         1 => format!("copied {}", megabytes(extent.bytes)),

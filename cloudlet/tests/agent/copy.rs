@@ -272,3 +272,51 @@ fn holes_are_neither_sent_nor_filled() {
         assert_eq!(&bytes, b"somebody");
     }
 }
+
+/// A version 2 of `struct vfs_cap_data` (linux/capability.h): effective, `CAP_NET_BIND_SERVICE`.
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn capabilities_go_into_a_guest_and_none_comes_out_of_it() {
+    let agent = Agent::start();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let name = "security.capability";
+    fs::create_dir(path("tree")).unwrap();
+    for file in ["ping", "plain", "noted"] {
+        fs::write(path("tree").join(file), "words").unwrap();
+    }
+    let set = |file: &str, name: &str, value: &[u8]| {
+        let path = path("tree").join(file);
+        rustix::fs::setxattr(&path, name, value, rustix::fs::XattrFlags::empty())
+    };
+    // Only root may set them, and the agent of a guest is root.
+    if set("ping", name, &CAPABILITY) == Err(rustix::io::Errno::PERM) {
+        eprintln!("not root: capabilities cannot be set here");
+        return;
+    }
+    set("noted", "user.note", b"x").unwrap();
+    let get = |file: &std::path::Path| {
+        let mut value = [0; 64];
+        let length = rustix::fs::getxattr(file, name, &mut value[..])?;
+        Ok::<_, rustix::io::Errno>(value[..length].to_vec())
+    };
+
+    let guest = path("guest");
+    let put = agent::put(
+        agent.connect(),
+        &path("tree"),
+        guest.as_os_str(),
+        &mut |_, _| {},
+    );
+    assert_eq!(put.unwrap().stripped, 1, "the note is left out");
+    assert_eq!(get(&guest.join("ping")).unwrap(), CAPABILITY);
+    assert!(get(&guest.join("plain")).is_err());
+    assert_eq!(fs::read(guest.join("ping")).unwrap(), b"words");
+
+    let back = path("back");
+    let got = agent::get(agent.connect(), guest.as_os_str(), &back, &mut |_, _| {}).unwrap();
+    assert_eq!(got.stripped, 1, "the capability is left out");
+    assert!(get(&back.join("ping")).is_err());
+    assert_eq!(fs::read(back.join("ping")).unwrap(), b"words");
+}

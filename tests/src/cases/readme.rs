@@ -1,5 +1,5 @@
 //! The commands that README gives for Linux guests, as they are written there, and the network that they
-//! find.
+//! find: each card asks by DHCP, also in a network that the guest has not seen before.
 
 use std::fs;
 use std::io::Write;
@@ -30,6 +30,8 @@ const README: &str = include_str!("../../../README.md");
 const SECTION: &str = "\nWith Linux, ";
 /// How long one command may take, in lane 1's time.
 const COMMAND: Duration = Duration::from_secs(60);
+/// How long a guest may take to ask by DHCP.
+const LEASE: Duration = Duration::from_secs(20);
 /// The host's name servers, as passt finds and passes them on.
 const RESOLV_CONF: &str = "search lane.example\nnameserver 10.9.0.53\n";
 
@@ -125,11 +127,11 @@ fn readme(host: &Host) -> Outcome {
         [true; 4],
         "what README has of each kind: {commands:?}"
     );
-    leased(host)
+    elsewhere(host)
 }
 
-/// The published VM has what DHCP said.
-fn leased(host: &Host) -> Outcome {
+/// The published VM has what DHCP said, and in another network what it says there.
+fn elsewhere(host: &Host) -> Outcome {
     let ask = |vm: &str, what: &str| host.ok(&["exec", vm, "--", "sh", "-c", what]);
     let address = ask("www", "busybox ip -4 -o addr show dev eth0")?;
     ensure!(
@@ -141,5 +143,24 @@ fn leased(host: &Host) -> Outcome {
         resolv.contains("nameserver 10.9.0.53"),
         "no name server: {resolv}"
     );
-    Ok(())
+    host.ok(&["snapshot", "www", "snap"])?;
+    host.ok(&["stop", "www"])?;
+
+    with_route("10.8.0")?;
+    fs::write(
+        host.path("resolv.conf"),
+        RESOLV_CONF.replace("10.9", "10.8"),
+    )?;
+    let net = ["--net", "user", "--publish", "8080:80"];
+    host.ok(&[&["restore", "snap", "--name", "again"], &net[..]].concat())?;
+    let look = "busybox ip -4 -o addr show dev eth0; cat /etc/resolv.conf";
+    host.wait_until("an address of the other network", LEASE, || {
+        let said = ask("again", look).ok()?;
+        let moved = said.contains("10.8.0.1/24") && said.contains("nameserver 10.8.0.53");
+        (moved && !said.contains("10.9.0.")).then_some(())
+    })?;
+    host.wait_until("the published port", LEASE, || {
+        let said = shell(host, "curl --silent --max-time 5 localhost:8080").ok()?;
+        said.stdout.contains("hello").then_some(())
+    })
 }

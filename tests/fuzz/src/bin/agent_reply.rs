@@ -73,12 +73,13 @@ fn receive(data: &[u8]) {
     while !input.0.is_empty() {
         let name = NAMES[usize::from(input.byte()) % NAMES.len()];
         let target = TARGETS[usize::from(input.byte()) % TARGETS.len()];
-        let entry = match input.byte() % 7 {
+        let entry = match input.byte() % 8 {
             0 => Entry::Directory { name, meta },
             1 => Entry::File { name, meta },
             2 => Entry::Link { name, meta, target },
             3 => Entry::Data(b"data"),
             4 => Entry::Data(b""),
+            6 => Entry::Capability(&[1; 20]),
             5 => Entry::Hole(u64::MAX >> (input.byte() % 64)),
             _ => Entry::Up,
         };
