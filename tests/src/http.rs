@@ -265,7 +265,9 @@ fn send_body(
         }
         _ => u64::MAX,
     };
-    let is_another = matches!(fault, Fault::ReplaceAt(_)) && stop_at == u64::MAX;
+    // What goes on behind the cut is of the other file.
+    let is_another =
+        matches!(fault, Fault::ReplaceAt(at) if (first..end).contains(&at)) && stop_at == u64::MAX;
     let mut piece = vec![0; 64 << 10];
     let mut at = first;
     while at < end {
@@ -351,7 +353,9 @@ mod tests {
         assert_eq!(get(&server, "").1.len(), content.len());
         server.set_fault(Fault::CutAt(500));
         assert_eq!(get(&server, "").1.len(), 500);
-        assert_eq!(get(&server, "Range: bytes=600-\r\n").1.len(), 0);
+        assert_eq!(get(&server, "Range: bytes=400-\r\n").1.len(), 100);
+        let behind = get(&server, "Range: bytes=600-\r\n").1;
+        assert_eq!(behind.len(), content.len() - 600);
         server.set_fault(Fault::FlipAt(70_000));
         let (_, flipped) = get(&server, "Range: bytes=1000-\r\n");
         assert_eq!(flipped[69_000], !content[70_000]);

@@ -95,6 +95,16 @@ impl Remote {
         }
     }
 
+    /// `words` about bytes that are not the author's; they may be those of another version.
+    pub fn explain(&self, words: String) -> String {
+        match self.replaced() {
+            Some(how) => {
+                format!("{words} (the file may have been replaced during the transfer: {how})")
+            }
+            None => words,
+        }
+    }
+
     /// Path or URL, for messages.
     pub fn place(&self) -> String {
         match &self.inner.source {

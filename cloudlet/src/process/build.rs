@@ -358,7 +358,8 @@ impl Parts<'_> {
             head,
             stream,
             demand,
-        } = Head::read(&remote, source.expect.as_deref())?;
+        } = Head::read(&remote, source.expect.as_deref())
+            .map_err(|error| remote.explain(chain(&error)))?;
         nets::check_saved(&self.spec.nets, &head.state)?;
         let origin = self.origin(head.prefix.base(), true).map_err(|error| {
             format!(

@@ -244,15 +244,9 @@ impl Arrival {
         self.remote.link().close();
     }
 
-    /// What to say of `error`. Other bytes than the author's may be those of another version.
+    /// What to say of `error`.
     fn words(&self, error: &Error) -> String {
-        let words = chain(error);
-        match self.remote.replaced() {
-            Some(how) => {
-                format!("{words} (the file may have been replaced during the transfer: {how})")
-            }
-            None => words,
-        }
+        self.remote.explain(chain(error))
     }
 
     /// Ends the arrival with a reason; the first one counts.
