@@ -25,7 +25,15 @@ fuzz_target!(|data: &[u8]| {
     check_response(&[b"HTTP/1.1 206 P\r\nContent-Range: bytes ", data].concat());
     check_request(data);
     check_request(&[b"GET /", data].concat());
+    check_tags(&String::from_utf8_lossy(data));
 });
+
+/// A tag at the head of a list is found whatever follows it.
+fn check_tags(rest: &str) {
+    assert!(request::lists_tag(&format!("\"x\",{rest}"), "\"x\"", false));
+    let strong = request::lists_tag(rest, "\"x\"", false);
+    assert!(!strong || request::lists_tag(rest, "\"x\"", true));
+}
 
 fn check_response(bytes: &[u8]) {
     let Ok(Some((head, length))) = Head::parse(bytes) else {
