@@ -277,14 +277,14 @@ pub fn restore(
     write(vcpu, &listed(saved, host)?)
 }
 
-/// Those of `saved` that `host` lists. One that it does not list held nothing, or is missed.
+/// Those of `saved` that `host` lists. All others are missed, but for those that are not state.
 fn listed(saved: &[Msr], host: &HostMsrs) -> Result<Vec<Msr>, MsrError> {
     let mut listed = Vec::with_capacity(saved.len());
     for msr in saved {
         let Msr { index, value } = *msr;
         if host.indices.contains(&index) {
             listed.push(*msr);
-        } else if value != 0 && !refusal_is_harmless(index) && !is_nested(index) {
+        } else if !refusal_is_harmless(index) && !is_nested(index) {
             return Err(MsrError::Unlisted { index, value });
         }
     }
@@ -350,11 +350,13 @@ mod tests {
     #[test]
     fn only_listed_registers_are_restored() {
         let msr = |index, value| Msr { index, value };
-        let saved = [msr(0x10, 5), msr(0x8b, 7), msr(0x480, 9), msr(0x1d9, 0)];
+        let saved = [msr(0x10, 5), msr(0x8b, 7), msr(0x480, 9)];
         assert_eq!(listed(&saved, &host(&[0x10])).unwrap(), [msr(0x10, 5)]);
-        let hostile = [msr(0x10, 5), msr(0xc000_0080, 1)];
-        let error = listed(&hostile, &host(&[0x10])).unwrap_err().to_string();
-        assert!(error.contains("no MSR 0xc0000080"), "{error}");
+        for value in [0, 1] {
+            let hostile = [msr(0x10, 5), msr(0xc000_0080, value)];
+            let error = listed(&hostile, &host(&[0x10])).unwrap_err().to_string();
+            assert!(error.contains("no MSR 0xc0000080"), "{error}");
+        }
     }
 
     #[test]
