@@ -9,7 +9,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::{Errno, Result};
 
 /// The attribute that holds a file's capabilities (capabilities(7)).
-const NAME: &str = "security.capability";
+pub const NAME: &str = "security.capability";
 /// Lengths of its value: of `struct vfs_cap_data` in its versions, and of `vfs_ns_cap_data`
 /// (linux/capability.h).
 const LENS: [usize; 3] = [12, 20, 24];
@@ -17,7 +17,8 @@ const LENS: [usize; 3] = [12, 20, 24];
 const NAMES_LEN_MAX: usize = 64 << 10;
 
 /// Whether these bytes can be a file's capabilities.
-pub(super) fn is_one(value: &[u8]) -> bool {
+#[must_use]
+pub fn is_one(value: &[u8]) -> bool {
     LENS.contains(&value.len())
 }
 

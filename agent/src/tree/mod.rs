@@ -12,7 +12,7 @@
 //! neither data, directory nor symbolic link are left out and counted, and so are other extended
 //! attributes.
 
-mod capability;
+pub mod capability;
 mod receive;
 mod send;
 #[cfg(test)]

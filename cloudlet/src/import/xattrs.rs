@@ -4,16 +4,15 @@
 
 use std::collections::BTreeMap;
 
+use cloudlet_agent::tree::capability;
+
 use super::tree::Kind;
 
 /// An extended attribute: its name, with what it begins with, and its value.
 pub type Xattr = (Vec<u8>, Vec<u8>);
 
-/// A file's capabilities (capabilities(7)).
-pub const CAPABILITY: &[u8] = b"security.capability";
-/// Lengths of such a value: of `struct vfs_cap_data` in its versions, and of `vfs_ns_cap_data`
-/// (linux/capability.h).
-const CAPABILITY_LENS: [usize; 3] = [12, 20, 24];
+/// A file's capabilities.
+pub const CAPABILITY: &[u8] = capability::NAME.as_bytes();
 /// What names of users' own begin with.
 const USER: &[u8] = b"user.";
 /// Longest name (`XATTR_NAME_MAX` of linux/limits.h).
@@ -67,7 +66,7 @@ pub fn keep(kind: &Kind, mut xattrs: Vec<Xattr>, left_out: &mut LeftOut) -> Vec<
 /// Whether an attribute is one of those that are kept, on a file that can have it.
 fn is_known(kind: &Kind, name: &[u8], value: &[u8]) -> bool {
     if name == CAPABILITY {
-        return matches!(kind, Kind::File(_)) && CAPABILITY_LENS.contains(&value.len());
+        return matches!(kind, Kind::File(_)) && capability::is_one(value);
     }
     let is_name = name.len() <= NAME_LEN_MAX && name.iter().all(u8::is_ascii_graphic);
     let is_users = name.strip_prefix(USER).is_some_and(|rest| !rest.is_empty());

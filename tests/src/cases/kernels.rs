@@ -92,15 +92,16 @@ fn start(host: &Host, kernel: &str, cpus: u32, memory_mib: u32) -> Outcome<Proce
     let vm = Process::spawn(&mut host.command(&args), Stdio::piped())?;
     let runs = || host.state("vm").is_ok_and(|state| state == "running");
     host.wait_until("the VM", END, || runs().then_some(()))?;
-    await_agent(host)?;
+    await_agent(host, "true")?;
     Ok(vm)
 }
 
-/// Waits until the guest has booted. What it said is lost with its VM, hence told here.
-fn await_agent(host: &Host) -> Outcome {
+/// Runs `script` in the guest of the VM `vm` once that has booted. What it said is lost with its VM,
+/// hence told here.
+pub(super) fn await_agent(host: &Host, script: &str) -> Outcome {
     let limit = host.limit(BOOT);
     let wait = limit.as_secs().to_string();
-    let exec = host.spawn(&["exec", "--wait", &wait, "vm", "--", "true"])?;
+    let exec = host.spawn(&["exec", "--wait", &wait, "vm", "--", "sh", "-c", script])?;
     exec.wait(limit * 2)?
         .expect_code(0)
         .map(drop)
@@ -159,7 +160,7 @@ fn with_systemd(host: &Host) -> Outcome {
     let machine = ["--image", &image, "--memory", "384", "--cpus", "2"];
     let machine = [&machine[..], &["--net", "user"]].concat();
     host.ok(&[&["run", "--detach", "--name", "vm"], &machine[..]].concat())?;
-    await_agent(host)?;
+    await_agent(host, "true")?;
     // Waiting for its end is the guest's own: asked again and again, it would not come to it.
     let start = [
         "exec",

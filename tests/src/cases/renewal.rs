@@ -11,6 +11,7 @@ use cloudlet_resources::client::Client;
 use cloudlet_resources::protocol::PORT;
 use serde_json::Value;
 
+use super::kernels::await_agent;
 use super::{Case, Needs};
 use crate::failure::{Failure, Outcome};
 use crate::host::{Host, pid_of};
@@ -178,14 +179,6 @@ fn by_agent(host: &Host, vm: &str, pid: u32) -> Outcome {
     let said = host.json(&["shutdown", vm, "--timeout", &timeout])?;
     ensure_eq!(said["asked"], "agent", "who was asked");
     host.wait_for_end(pid)
-}
-
-/// Runs `script` in the guest of the VM `vm` once that has booted.
-fn await_agent(host: &Host, script: &str) -> Outcome {
-    let limit = host.limit(BOOT);
-    let wait = limit.as_secs().to_string();
-    let exec = host.spawn(&["exec", "--wait", &wait, "vm", "--", "sh", "-c", script])?;
-    exec.wait(limit * 2)?.expect_code(0).map(drop)
 }
 
 /// Starts the image with a layer of its own on its root.
