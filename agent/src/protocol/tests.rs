@@ -58,7 +58,7 @@ fn requests<'a>(words: &'a [Vec<u8>], number: u16) -> Vec<Request<'a>> {
         Request::Tree(Entry::Directory { name: b"", meta }),
         Request::Tree(Entry::File { name, meta }),
         Request::Tree(Entry::Link { name, meta, target }),
-        Request::Tree(Entry::Capability(&[7; 20])),
+        Request::Tree(Entry::Capability(&[7; 12])),
         Request::Tree(Entry::Data(slices[0])),
         Request::Tree(Entry::Hole(u64::from(number) + 1)),
         Request::Tree(Entry::Up),
